@@ -1,0 +1,116 @@
+// Package local is the language between the programs on one machine: `weft` asks
+// the agent of a host, or the `weft up` of a laptop, over a unix socket. Here are
+// the types and the client; the server is mesh/agent.
+package local
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Default places of the socket.
+const (
+	HostSocket   = "/run/weft/agent.sock"
+	LaptopSocket = "/run/weft/up.sock"
+)
+
+// Status is GET /v1/status.
+type Status struct {
+	Node       string         `json:"node"` // host/NAME or client/ORG/NAME
+	Version    string         `json:"version"`
+	Address    netip.Addr     `json:"address"`
+	Prefix     netip.Prefix   `json:"prefix"`     // the mesh's
+	Connected  bool           `json:"connected"`  // a view stream is open
+	Controller string         `json:"controller"` // the one last spoken to
+	Revision   string         `json:"revision"`   // of the view in effect
+	ViewAge    time.Duration  `json:"view_age"`   // since it was last known to be current
+	FromCache  bool           `json:"from_cache"` // no controller has confirmed the view since the start
+	Backend    string         `json:"backend"`
+	Link       string         `json:"link"`
+	Namespace  string         `json:"namespace,omitempty"`
+	MTU        int            `json:"mtu"`
+	Orgs       []string       `json:"orgs"` // carried
+	Peers      []Peer         `json:"peers"`
+	Machines   []Attached     `json:"machines,omitempty"` // attached here
+	Gateway    string         `json:"gateway,omitempty"`  // of a laptop
+	Gateways   []GatewayState `json:"gateways,omitempty"` // that a laptop could use, nearest first
+	DNS        string         `json:"dns,omitempty"`      // how a laptop's resolver was set
+	Problems   []string       `json:"problems,omitempty"` // what is wrong now, a sentence each
+}
+
+// Peer states: what the agent's own probes say.
+const (
+	PeerOK         = "ok"
+	PeerUnmeasured = "unmeasured" // no answer yet
+	PeerSuspect    = "suspect"    // answers stopped
+	PeerDead       = "dead"       // suspect, and unknown to the controllers for a while
+)
+
+// Peer is one tunnel.
+type Peer struct {
+	Name          string         `json:"name"` // host/NAME or client/ORG/NAME
+	Region        string         `json:"region,omitempty"`
+	Key           string         `json:"key"`
+	Endpoint      netip.AddrPort `json:"endpoint"`
+	LastHandshake time.Time      `json:"last_handshake"`
+	Rx            uint64         `json:"rx"`
+	Tx            uint64         `json:"tx"`
+	RTT           time.Duration  `json:"rtt"`
+	State         string         `json:"state"`
+}
+
+// GatewayState is a host that a laptop could connect through.
+type GatewayState struct {
+	Name   string        `json:"name"`
+	Region string        `json:"region"`
+	RTT    time.Duration `json:"rtt"` // 0: no answer
+}
+
+// AttachRequest is POST /v1/attach: a machine wants to be in the mesh. The caller's
+// thread TID holds the machine's network namespace while the request is answered;
+// its process is taken from the socket's credentials, not from here.
+type AttachRequest struct {
+	Org    string            `json:"org"`
+	App    string            `json:"app"`
+	ID     string            `json:"id,omitempty"`
+	Group  string            `json:"group,omitempty"`
+	Meta   map[string]string `json:"meta,omitempty"`
+	Stable bool              `json:"stable,omitempty"`
+	TID    int               `json:"tid"`
+}
+
+// Attached answers AttachRequest as one line of JSON. The response then stays
+// open: the machine is attached until the caller closes the connection or dies,
+// and the caller learns that the agent is gone by the connection's end. A caller
+// that reconnects with the ID it was given gets the same machine back.
+type Attached struct {
+	Org      string     `json:"org"`
+	App      string     `json:"app"`
+	ID       string     `json:"id"`
+	Address  netip.Addr `json:"address"`
+	Resolver netip.Addr `json:"resolver"`
+	Link     string     `json:"link"` // the host's end, in the data plane's namespace
+	MTU      int        `json:"mtu"`
+	Host     string     `json:"host"`
+	Region   string     `json:"region"`
+}
+
+// Dig is GET /v1/dig?name=NAME&type=TYPE&org=ORG: what the node's own resolver
+// answers, as text in dig's format, to a member of org (a laptop: its own).
+type Dig struct {
+	Server netip.AddrPort `json:"server"`
+	Source netip.Addr     `json:"source"`
+	RTT    time.Duration  `json:"rtt"`
+	Rcode  string         `json:"rcode"`
+	Answer []string       `json:"answer"` // one record a line
+	Text   string         `json:"text"`   // the whole message
+}
+
+// Ping is GET /v1/ping?name=NAME&org=ORG: one ICMPv6 echo through the data plane
+// to a name or an address.
+type Ping struct {
+	Name    string        `json:"name"`
+	Address netip.Addr    `json:"address"`
+	RTT     time.Duration `json:"rtt"`
+	Error   string        `json:"error,omitempty"` // no reply, unreachable, ...
+}

@@ -1,0 +1,242 @@
+// Package api is the language between the controller and everyone else: wire
+// types, error codes, the view stream's events, and a Go client. The server is
+// mesh/controller.
+package api
+
+import (
+	"net/netip"
+	"time"
+
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/weftmesh/weft/mesh"
+)
+
+// Error is what a request was refused with. It travels as RFC 9457 problem JSON.
+type Error struct {
+	Status  int    `json:"status"`         // HTTP status
+	Code    string `json:"code"`           // one of the codes below, stable
+	Message string `json:"detail"`         // what failed, on what, why
+	Advice  string `json:"hint,omitempty"` // what to do next
+}
+
+func (e *Error) Error() string { return e.Message }
+
+// Is makes errors.Is(err, api.ErrNotFound) compare codes.
+func (e *Error) Is(target error) bool {
+	t, ok := target.(*Error)
+	return ok && t.Code == e.Code
+}
+
+// Hint returns what to do next; see mesh.WithHint.
+func (e *Error) Hint() string { return e.Advice }
+
+// GetStatus lets huma write the error.
+func (e *Error) GetStatus() int { return e.Status }
+
+// Errors by code; compare with errors.Is.
+var (
+	ErrInvalid      = &Error{Status: 422, Code: "invalid"}
+	ErrUnauthorized = &Error{Status: 401, Code: "unauthorized"} // no or unknown credential
+	ErrForbidden    = &Error{Status: 403, Code: "forbidden"}    // known, but not allowed
+	ErrNotFound     = &Error{Status: 404, Code: "not-found"}
+	ErrExists       = &Error{Status: 409, Code: "exists"}
+	ErrConflict     = &Error{Status: 409, Code: "conflict"}
+	ErrToken        = &Error{Status: 403, Code: "token-refused"} // wrong, spent, expired: enrolling again with it is useless
+	ErrFull         = &Error{Status: 507, Code: "full"}
+	ErrUnavailable  = &Error{Status: 503, Code: "unavailable"} // the store does not answer; try again
+)
+
+// MeshInfo answers GET /v1/mesh, which needs no credential.
+type MeshInfo struct {
+	Version string `json:"version" doc:"version of the controller"`
+	Pin     string `json:"pin" doc:"hash of the mesh's certificate authority"`
+}
+
+// EnrollRequest is POST /v1/enroll: a node joins with a token.
+type EnrollRequest struct {
+	Token string `json:"token" doc:"join token: weft-<kind>-<id>.<secret>.<pin>"`
+	Name  string `json:"name" doc:"name of the host or client"`
+	// Key is the WireGuard public key, TLSKey the TLS public key (PKIX, DER);
+	// the private halves stay where they were made.
+	Key    string `json:"key" doc:"WireGuard public key, base64"`
+	TLSKey []byte `json:"tls_key" doc:"TLS public key, PKIX DER"`
+	// Of a host: where WireGuard can be reached. Without Endpoint the address that
+	// the request came from, with Port.
+	Endpoint string `json:"endpoint,omitempty" doc:"IP:port at which others reach this host's WireGuard"`
+	Port     uint16 `json:"port,omitempty" doc:"WireGuard UDP port, if endpoint is not given"`
+	NAT      bool   `json:"nat,omitempty" doc:"the host cannot be reached; it speaks first"`
+	Region   string `json:"region,omitempty" doc:"region of the host, if the token does not say"`
+}
+
+// EnrollResponse carries what a node needs from then on.
+type EnrollResponse struct {
+	Node        string   `json:"node" doc:"host/NAME or client/ORG/NAME"`
+	Certificate []byte   `json:"certificate" doc:"DER"`
+	Roots       []string `json:"roots" doc:"CA certificates, PEM"`
+	Controllers []string `json:"controllers" doc:"base URLs"`
+}
+
+// RenewResponse answers POST /v1/nodes/self/renew: a certificate for the same key.
+type RenewResponse struct {
+	Certificate []byte   `json:"certificate" doc:"DER"`
+	Roots       []string `json:"roots" doc:"CA certificates, PEM"`
+}
+
+// Report is POST /v1/nodes/self/report: what a node tells about itself.
+type Report struct {
+	Version  string                   `json:"version,omitempty" doc:"version of the agent"`
+	Revision string                   `json:"revision,omitempty" doc:"view that is in effect"`
+	RTT      map[string]time.Duration `json:"rtt,omitempty" doc:"measured round trips to hosts, nanoseconds"`
+	Suspect  []string                 `json:"suspect,omitempty" doc:"hosts that do not answer"`
+}
+
+// GatewayRequest is PUT /v1/nodes/self/gateway: a client chooses its gateway.
+type GatewayRequest struct {
+	Gateway string `json:"gateway" doc:"host"`
+}
+
+// CreateOrg is POST /v1/orgs.
+type CreateOrg struct {
+	Name string `json:"name"`
+}
+
+// CreateRegion is POST /v1/regions.
+type CreateRegion struct {
+	Name string      `json:"name"`
+	At   *mesh.Point `json:"at,omitempty"`
+}
+
+// CreateToken is POST /v1/tokens.
+type CreateToken struct {
+	Kind   string   `json:"kind" enum:"host,client"`
+	Org    string   `json:"org,omitempty" doc:"org of a client"`
+	Orgs   []string `json:"orgs,omitempty" doc:"orgs that a host may carry, or all"`
+	Region string   `json:"region,omitempty" doc:"region of a host"`
+	Uses   int      `json:"uses,omitempty" doc:"how often it can be used; default 1"`
+	TTL    string   `json:"ttl,omitempty" doc:"how long it is valid, for example 24h; default 1h"`
+}
+
+// CreatedToken answers CreateToken. The token itself is shown only here.
+type CreatedToken struct {
+	ID      string    `json:"id"`
+	Token   string    `json:"token"`
+	Expires time.Time `json:"expires"`
+}
+
+// Token is a token as listed: without its secret or its hash.
+type Token struct {
+	ID      string    `json:"id"`
+	Kind    string    `json:"kind"`
+	Org     string    `json:"org,omitempty"`
+	Orgs    []string  `json:"orgs,omitempty"`
+	Region  string    `json:"region,omitempty"`
+	Uses    int       `json:"uses"`
+	Expires time.Time `json:"expires"`
+}
+
+// CreateOperator is POST /v1/operators.
+type CreateOperator struct {
+	ID   string `json:"id"`
+	Role string `json:"role" enum:"operator,org-admin,org-member"`
+	Org  string `json:"org,omitempty"`
+}
+
+// CreatedOperator answers CreateOperator. The secret is shown only here.
+type CreatedOperator struct {
+	ID     string `json:"id"`
+	Secret string `json:"secret"`
+}
+
+// Operator is an operator as listed.
+type Operator struct {
+	ID   string `json:"id"`
+	Role string `json:"role"`
+	Org  string `json:"org,omitempty"`
+}
+
+// CreateApp is POST /v1/orgs/{org}/apps.
+type CreateApp struct {
+	Name string `json:"name"`
+}
+
+// CreateMachine is POST /v1/orgs/{org}/machines: a host registers a machine that
+// is on it. The app is created with its first machine.
+type CreateMachine struct {
+	ID    string            `json:"id,omitempty" doc:"name; drawn if empty"`
+	App   string            `json:"app"`
+	Group string            `json:"group,omitempty" doc:"process group"`
+	Meta  map[string]string `json:"meta,omitempty"`
+}
+
+// CreateClient is POST /v1/orgs/{org}/clients: a client that does not follow a
+// view (a stock WireGuard app).
+type CreateClient struct {
+	Name    string `json:"name"`
+	Key     string `json:"key" doc:"WireGuard public key, base64"`
+	Gateway string `json:"gateway,omitempty" doc:"host; default: one that carries the org"`
+}
+
+// CreatedClient answers CreateClient with all that a WireGuard configuration needs.
+type CreatedClient struct {
+	Client   mesh.Client    `json:"client"`
+	Address  netip.Addr     `json:"address"`
+	Network  netip.Prefix   `json:"network"`  // AllowedIPs
+	Resolver netip.Addr     `json:"resolver"` // DNS
+	Gateway  GatewayAddress `json:"gateway"`
+}
+
+// GatewayAddress is how to reach a gateway.
+type GatewayAddress struct {
+	Name     string         `json:"name"`
+	Key      wgtypes.Key    `json:"key"`
+	Endpoint netip.AddrPort `json:"endpoint"`
+}
+
+// UpdateHost is PATCH /v1/hosts/{host}.
+type UpdateHost struct {
+	Cordoned *bool `json:"cordoned,omitempty"`
+}
+
+// HostInfo is a host as an operator sees it.
+type HostInfo struct {
+	mesh.Host
+	Present bool       `json:"present" doc:"its stream is open at a controller"`
+	Address netip.Addr `json:"address" doc:"its own address in the mesh"`
+}
+
+// MachineInfo is a machine as an operator sees it.
+type MachineInfo struct {
+	mesh.Machine
+	Address netip.Addr `json:"address"`
+	Region  string     `json:"region"`
+}
+
+// ClientInfo is a client as an operator sees it.
+type ClientInfo struct {
+	mesh.Client
+	Address netip.Addr `json:"address"`
+}
+
+// OrgInfo is an org as an operator sees it.
+type OrgInfo struct {
+	mesh.Org
+	Prefix netip.Prefix `json:"prefix"`
+}
+
+// The events of GET /v1/nodes/self/view, a stream of server-sent events whose id
+// is the revision. First a snapshot (a mesh.View), then deltas (mesh.Delta), and a
+// ping (Ping) every few seconds. Fenced ends the stream for good: another node
+// uses the same key.
+const (
+	EventSnapshot = "snapshot"
+	EventDelta    = "delta"
+	EventPing     = "ping"
+	EventFenced   = "fenced"
+)
+
+// Ping tells a node how old its view is.
+type Ping struct {
+	Revision mesh.Revision `json:"revision"`
+	Time     time.Time     `json:"time"`
+}

@@ -1,0 +1,277 @@
+package mesh
+
+import (
+	"iter"
+	"strings"
+
+	iradix "github.com/hashicorp/go-immutable-radix/v2"
+)
+
+// Table is an immutable map in key order. Set and Delete return a new Table that
+// shares what did not change: their cost is the key's length, not the table's
+// size. The zero Table is empty.
+type Table[T any] struct{ tree *iradix.Tree[T] }
+
+// Get returns the value at key.
+func (t Table[T]) Get(key string) (value T, ok bool) {
+	if t.tree == nil {
+		return value, false
+	}
+	return t.tree.Get([]byte(key))
+}
+
+// Has reports whether there is a value at key.
+func (t Table[T]) Has(key string) bool { _, ok := t.Get(key); return ok }
+
+// Len returns the number of values.
+func (t Table[T]) Len() int {
+	if t.tree == nil {
+		return 0
+	}
+	return t.tree.Len()
+}
+
+// Set returns a Table with value at key.
+func (t Table[T]) Set(key string, value T) Table[T] {
+	tree := t.tree
+	if tree == nil {
+		tree = iradix.New[T]()
+	}
+	tree, _, _ = tree.Insert([]byte(key), value)
+	return Table[T]{tree}
+}
+
+// Delete returns a Table without key.
+func (t Table[T]) Delete(key string) Table[T] {
+	if t.tree == nil {
+		return t
+	}
+	tree, _, _ := t.tree.Delete([]byte(key))
+	return Table[T]{tree}
+}
+
+// All iterates in key order.
+func (t Table[T]) All() iter.Seq2[string, T] { return t.Prefix("") }
+
+// Prefix iterates over the keys that begin with prefix, in key order.
+func (t Table[T]) Prefix(prefix string) iter.Seq2[string, T] {
+	return func(yield func(string, T) bool) {
+		if t.tree == nil {
+			return
+		}
+		it := t.tree.Root().Iterator()
+		it.SeekPrefix([]byte(prefix))
+		for k, v, ok := it.Next(); ok; k, v, ok = it.Next() {
+			if !yield(string(k), v) {
+				return
+			}
+		}
+	}
+}
+
+// State is everything that the store holds, at one revision. It is immutable:
+// With returns the next one, sharing all that stayed. The zero State is empty.
+//
+// Keys are those of the store below its root, without the kind: an org's name,
+// "<org>/<machine>", and so on.
+type State struct {
+	Revision  Revision
+	Mesh      Mesh
+	Orgs      Table[Org]
+	Apps      Table[App]
+	Regions   Table[Region]
+	Hosts     Table[Host]
+	Machines  Table[Machine]
+	Clients   Table[Client]
+	Tokens    Table[Token]
+	Operators Table[Operator]
+	Presence  Table[Presence]
+
+	byHost  Table[string] // "<host>/m/<org>/<id>", "<host>/c/<org>/<name>": key in Machines or Clients
+	carries Table[int]    // "<host>/<org>": number of reasons
+	carried Table[int]    // "<org>/<host>": the same, the other way round
+	byTLS   Table[string] // TLS key hash: "host/<host>" or "client/<org>/<client>"
+}
+
+// Change is one object that was set, or removed (Object nil). Key is
+// "<kind>/<rest>" as in the store: "orgs/acme", "machines/acme/1". The type of
+// Object belongs to the kind.
+type Change struct {
+	Key    string
+	Object any
+}
+
+// With returns the state after changes. A change of an unknown kind is ignored:
+// a newer controller may store what this one does not know.
+func (s State) With(changes ...Change) State {
+	for _, c := range changes {
+		kind, key, _ := strings.Cut(c.Key, "/")
+		switch kind {
+		case "mesh":
+			if m, ok := c.Object.(Mesh); ok {
+				s.Mesh, s.Revision.Epoch = m, m.Epoch
+			}
+		case "orgs":
+			s.Orgs = with(s.Orgs, key, c.Object)
+		case "apps":
+			s.Apps = with(s.Apps, key, c.Object)
+		case "regions":
+			s.Regions = with(s.Regions, key, c.Object)
+		case "hosts":
+			s.indexHost(key, -1)
+			s.Hosts = with(s.Hosts, key, c.Object)
+			s.indexHost(key, +1)
+		case "machines":
+			s.indexMachine(key, -1)
+			s.Machines = with(s.Machines, key, c.Object)
+			s.indexMachine(key, +1)
+		case "clients":
+			s.indexClient(key, -1)
+			s.Clients = with(s.Clients, key, c.Object)
+			s.indexClient(key, +1)
+		case "tokens":
+			s.Tokens = with(s.Tokens, key, c.Object)
+		case "operators":
+			s.Operators = with(s.Operators, key, c.Object)
+		case "presence":
+			s.Presence = with(s.Presence, key, c.Object)
+		}
+	}
+	return s
+}
+
+func with[T any](t Table[T], key string, object any) Table[T] {
+	if v, ok := object.(T); ok {
+		return t.Set(key, v)
+	}
+	return t.Delete(key)
+}
+
+// The three index functions add (by +1) or take away (by -1) what the object now
+// at key contributes to the indexes.
+
+func (s *State) indexHost(key string, by int) {
+	if h, ok := s.Hosts.Get(key); ok {
+		s.byTLS = entry(s.byTLS, h.TLSKey, "host/"+key, by)
+	}
+}
+
+func (s *State) indexMachine(key string, by int) {
+	if m, ok := s.Machines.Get(key); ok {
+		s.byHost = entry(s.byHost, m.Host+"/m/"+key, key, by)
+		s.carry(m.Host, m.Org, by)
+	}
+}
+
+func (s *State) indexClient(key string, by int) {
+	if c, ok := s.Clients.Get(key); ok {
+		s.byTLS = entry(s.byTLS, c.TLSKey, "client/"+key, by)
+		s.byHost = entry(s.byHost, c.Gateway+"/c/"+key, key, by)
+		s.carry(c.Home, c.Org, by)
+		s.carry(c.Gateway, c.Org, by)
+	}
+}
+
+func entry(t Table[string], key, value string, by int) Table[string] {
+	if key == "" {
+		return t
+	}
+	if by > 0 {
+		return t.Set(key, value)
+	}
+	return t.Delete(key)
+}
+
+func (s *State) carry(host, org string, by int) {
+	count := func(t Table[int], key string) Table[int] {
+		n, _ := t.Get(key)
+		if n += by; n > 0 {
+			return t.Set(key, n)
+		}
+		return t.Delete(key)
+	}
+	s.carries = count(s.carries, host+"/"+org)
+	s.carried = count(s.carried, org+"/"+host)
+}
+
+// OrgsOf returns the names of the orgs that host carries, in order. An org that
+// is being removed is not carried.
+func (s State) OrgsOf(host string) []string {
+	var out []string
+	for key := range s.carries.Prefix(host + "/") {
+		name := key[len(host)+1:]
+		if o, ok := s.Orgs.Get(name); ok && !o.Tombstone {
+			out = append(out, name)
+		}
+	}
+	return out
+}
+
+// HostsOf returns the names of the hosts that carry org, in order.
+func (s State) HostsOf(org string) []string {
+	var out []string
+	for key := range s.carried.Prefix(org + "/") {
+		out = append(out, key[len(org)+1:])
+	}
+	return out
+}
+
+// MachinesOn returns the machines on host, in key order.
+func (s State) MachinesOn(host string) []Machine {
+	var out []Machine
+	for _, key := range s.byHost.Prefix(host + "/m/") {
+		if m, ok := s.Machines.Get(key); ok {
+			out = append(out, m)
+		}
+	}
+	return out
+}
+
+// ClientsAt returns the clients whose gateway is host, in key order.
+func (s State) ClientsAt(host string) []Client {
+	var out []Client
+	for _, key := range s.byHost.Prefix(host + "/c/") {
+		if c, ok := s.Clients.Get(key); ok {
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
+// NodeByTLSKey returns the node whose TLS key has the given hash; ok is false if
+// there is none (never was, or was removed).
+func (s State) NodeByTLSKey(hash string) (node Node, ok bool) {
+	text, ok := s.byTLS.Get(hash)
+	if !ok || hash == "" {
+		return Node{}, false
+	}
+	return ParseNode(text)
+}
+
+// Node names a host or a client. As text it is "host/<host>" or
+// "client/<org>/<client>".
+type Node struct {
+	Kind string // KindHost or KindClient
+	Org  string // of a client
+	Name string
+}
+
+func (n Node) String() string {
+	if n.Kind == KindClient {
+		return KindClient + "/" + n.Org + "/" + n.Name
+	}
+	return n.Kind + "/" + n.Name
+}
+
+// ParseNode is the inverse of String.
+func ParseNode(s string) (Node, bool) {
+	kind, rest, _ := strings.Cut(s, "/")
+	org, name, two := strings.Cut(rest, "/")
+	switch {
+	case kind == KindHost && !two && rest != "":
+		return Node{Kind: kind, Name: rest}, true
+	case kind == KindClient && two && org != "" && name != "":
+		return Node{Kind: kind, Org: org, Name: name}, true
+	}
+	return Node{}, false
+}

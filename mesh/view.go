@@ -1,0 +1,265 @@
+package mesh
+
+import (
+	"maps"
+	"net/netip"
+	"reflect"
+	"slices"
+	"strings"
+
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/weftmesh/weft/ipam"
+)
+
+// View is what one node may know, as of one revision. It goes over the wire as
+// JSON; fields that a reader does not know are ignored. Lists are sorted by key.
+type View struct {
+	Revision Revision  `json:"revision"`
+	Plan     ipam.Plan `json:"prefix"`
+	// Self is the node the view is for; of Host and Client one is set.
+	Self   Node    `json:"self"`
+	Host   *Host   `json:"host,omitempty"`
+	Client *Client `json:"client,omitempty"`
+
+	Controllers []string `json:"controllers"` // base URLs
+	Roots       []string `json:"roots"`       // PEM, the CA's certificates
+
+	Regions  []Region     `json:"regions,omitempty"`
+	Hosts    []ViewHost   `json:"hosts,omitempty"` // other hosts
+	Orgs     []Org        `json:"orgs,omitempty"`  // carried (a client: its own)
+	Apps     []App        `json:"apps,omitempty"`
+	Machines []Machine    `json:"machines,omitempty"`
+	Clients  []ViewClient `json:"clients,omitempty"`
+}
+
+// ViewHost is a host as another node sees it.
+type ViewHost struct {
+	Name         string           `json:"name"`
+	Number       uint32           `json:"number"`
+	Region       string           `json:"region"`
+	RegionNumber uint8            `json:"region_number"`
+	Key          wgtypes.Key      `json:"key"`
+	Endpoints    []netip.AddrPort `json:"endpoints,omitempty"`
+	NAT          bool             `json:"nat,omitempty"`
+	Cordoned     bool             `json:"cordoned,omitempty"`
+	Present      bool             `json:"present,omitempty"` // a controller holds its stream
+	Orgs         []string         `json:"orgs,omitempty"`    // carried by both
+}
+
+// Position is where the host stands in addresses.
+func (h ViewHost) Position() ipam.Host { return ipam.Host{Region: h.RegionNumber, Number: h.Number} }
+
+// ViewClient is a client as a host sees it. Only its gateway knows its key.
+type ViewClient struct {
+	Org      string       `json:"org"`
+	Name     string       `json:"name"`
+	Endpoint netip.Prefix `json:"endpoint"`
+	Home     string       `json:"home"`
+	Gateway  string       `json:"gateway"`
+	Key      *wgtypes.Key `json:"key,omitempty"`
+}
+
+// Deployment is what a view holds beside the State: where the controllers are
+// and whom to trust.
+type Deployment struct {
+	Controllers []string // base URLs
+	Roots       []string // PEM
+}
+
+// View returns what node may know. ok is false if there is no such node.
+//
+// A host sees the orgs that it carries, with their apps, machines and clients,
+// and the other hosts that carry one of them. A client sees its org and the
+// hosts that may be its gateway.
+func (s State) View(node Node, d Deployment) (v View, ok bool) {
+	v = View{Revision: s.Revision, Plan: s.Mesh.Plan, Self: node, Controllers: d.Controllers, Roots: d.Roots}
+	for _, r := range s.Regions.All() {
+		v.Regions = append(v.Regions, r)
+	}
+	switch node.Kind {
+	case KindHost:
+		h, ok := s.Hosts.Get(node.Name)
+		if !ok {
+			return View{}, false
+		}
+		v.Host = &h
+		s.viewHost(&v, h)
+		return v, true
+	case KindClient:
+		c, ok := s.Clients.Get(node.Org + "/" + node.Name)
+		org, there := s.Orgs.Get(node.Org)
+		if !ok || !there || org.Tombstone {
+			return View{}, false
+		}
+		v.Client = &c
+		v.Orgs = []Org{org}
+		for _, h := range s.Hosts.All() {
+			if h.Name == c.Gateway || h.MayCarry(c.Org) && len(h.Endpoints) > 0 && !h.NAT {
+				v.Hosts = append(v.Hosts, s.viewOf(h, []string{c.Org}))
+			}
+		}
+		return v, true
+	}
+	return View{}, false
+}
+
+func (s State) viewHost(v *View, self Host) {
+	shared := map[string][]string{} // host: orgs
+	for _, name := range s.OrgsOf(self.Name) {
+		org, _ := s.Orgs.Get(name)
+		v.Orgs = append(v.Orgs, org)
+		for _, a := range s.Apps.Prefix(name + "/") {
+			v.Apps = append(v.Apps, a)
+		}
+		for _, m := range s.Machines.Prefix(name + "/") {
+			v.Machines = append(v.Machines, m)
+		}
+		for _, c := range s.Clients.Prefix(name + "/") {
+			vc := ViewClient{Org: c.Org, Name: c.Name, Endpoint: c.Endpoint, Home: c.Home, Gateway: c.Gateway}
+			if c.Gateway == self.Name {
+				vc.Key = &c.Key
+			}
+			v.Clients = append(v.Clients, vc)
+		}
+		for _, h := range s.HostsOf(name) {
+			if h != self.Name {
+				shared[h] = append(shared[h], name)
+			}
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(shared)) {
+		if h, ok := s.Hosts.Get(name); ok {
+			v.Hosts = append(v.Hosts, s.viewOf(h, shared[name]))
+		}
+	}
+}
+
+func (s State) viewOf(h Host, orgs []string) ViewHost {
+	return ViewHost{
+		Name: h.Name, Number: h.Number, Region: h.Region, RegionNumber: h.RegionNumber, Key: h.Key,
+		Endpoints: h.Endpoints, NAT: h.NAT, Cordoned: h.Cordoned, Present: s.Presence.Has(h.Name), Orgs: orgs,
+	}
+}
+
+// Delta leads from one view of a node to a later one. What is listed replaces
+// what has the same key; Removed names what went, as "<kind>/<key>".
+type Delta struct {
+	Revision Revision `json:"revision"`
+	Host     *Host    `json:"host,omitempty"`
+	Client   *Client  `json:"client,omitempty"`
+
+	Controllers []string `json:"controllers,omitempty"`
+	Roots       []string `json:"roots,omitempty"`
+
+	Regions  []Region     `json:"regions,omitempty"`
+	Hosts    []ViewHost   `json:"hosts,omitempty"`
+	Orgs     []Org        `json:"orgs,omitempty"`
+	Apps     []App        `json:"apps,omitempty"`
+	Machines []Machine    `json:"machines,omitempty"`
+	Clients  []ViewClient `json:"clients,omitempty"`
+	Removed  []string     `json:"removed,omitempty"`
+}
+
+// Empty reports whether nothing changes but the revision.
+func (d Delta) Empty() bool {
+	d.Revision = Revision{}
+	return reflect.DeepEqual(d, Delta{})
+}
+
+// DiffViews returns the delta that leads from old to new, views of one node.
+func DiffViews(old, new View) Delta {
+	d := Delta{Revision: new.Revision}
+	if !reflect.DeepEqual(old.Host, new.Host) {
+		d.Host = new.Host
+	}
+	if !reflect.DeepEqual(old.Client, new.Client) {
+		d.Client = new.Client
+	}
+	if !slices.Equal(old.Controllers, new.Controllers) {
+		d.Controllers = new.Controllers
+	}
+	if !slices.Equal(old.Roots, new.Roots) {
+		d.Roots = new.Roots
+	}
+	d.Regions = diffList(&d, "regions", old.Regions, new.Regions, Region.key)
+	d.Hosts = diffList(&d, "hosts", old.Hosts, new.Hosts, ViewHost.key)
+	d.Orgs = diffList(&d, "orgs", old.Orgs, new.Orgs, Org.key)
+	d.Apps = diffList(&d, "apps", old.Apps, new.Apps, App.key)
+	d.Machines = diffList(&d, "machines", old.Machines, new.Machines, Machine.key)
+	d.Clients = diffList(&d, "clients", old.Clients, new.Clients, ViewClient.key)
+	return d
+}
+
+// Apply returns the view after a delta: for every pair of views of one node,
+// old.Apply(DiffViews(old, new)) equals new.
+func (v View) Apply(d Delta) View {
+	v.Revision = d.Revision
+	if d.Host != nil {
+		v.Host = d.Host
+	}
+	if d.Client != nil {
+		v.Client = d.Client
+	}
+	if d.Controllers != nil {
+		v.Controllers = d.Controllers
+	}
+	if d.Roots != nil {
+		v.Roots = d.Roots
+	}
+	gone := map[string]bool{}
+	for _, r := range d.Removed {
+		gone[r] = true
+	}
+	v.Regions = applyList("regions", v.Regions, d.Regions, gone, Region.key)
+	v.Hosts = applyList("hosts", v.Hosts, d.Hosts, gone, ViewHost.key)
+	v.Orgs = applyList("orgs", v.Orgs, d.Orgs, gone, Org.key)
+	v.Apps = applyList("apps", v.Apps, d.Apps, gone, App.key)
+	v.Machines = applyList("machines", v.Machines, d.Machines, gone, Machine.key)
+	v.Clients = applyList("clients", v.Clients, d.Clients, gone, ViewClient.key)
+	return v
+}
+
+func (r Region) key() string     { return r.Name }
+func (h ViewHost) key() string   { return h.Name }
+func (o Org) key() string        { return o.Name }
+func (a App) key() string        { return a.Org + "/" + a.Name }
+func (m Machine) key() string    { return m.Org + "/" + m.ID }
+func (c ViewClient) key() string { return c.Org + "/" + c.Name }
+
+func diffList[T any](d *Delta, kind string, old, new []T, key func(T) string) (set []T) {
+	was := make(map[string]T, len(old))
+	for _, x := range old {
+		was[key(x)] = x
+	}
+	for _, x := range new {
+		k := key(x)
+		if y, ok := was[k]; !ok || !reflect.DeepEqual(x, y) {
+			set = append(set, x)
+		}
+		delete(was, k)
+	}
+	for _, k := range slices.Sorted(maps.Keys(was)) {
+		d.Removed = append(d.Removed, kind+"/"+k)
+	}
+	return set
+}
+
+func applyList[T any](kind string, list, set []T, gone map[string]bool, key func(T) string) []T {
+	if len(set) == 0 && len(gone) == 0 {
+		return list
+	}
+	replaced := make(map[string]bool, len(set))
+	for _, x := range set {
+		replaced[key(x)] = true
+	}
+	var out []T
+	for _, x := range list {
+		if k := key(x); !replaced[k] && !gone[kind+"/"+k] {
+			out = append(out, x)
+		}
+	}
+	out = append(out, set...)
+	slices.SortFunc(out, func(a, b T) int { return strings.Compare(key(a), key(b)) })
+	return out
+}
