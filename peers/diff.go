@@ -3,7 +3,9 @@ package peers
 import (
 	"bytes"
 	"cmp"
+	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"slices"
 	"strings"
@@ -19,7 +21,7 @@ type Op uint8
 // without one (WireGuard moves it in a single step when the new peer claims it).
 const (
 	SetDevice  Op = iota // private key and listen port
-	AddPeer              // a new peer, with everything it has
+	AddPeer              // a new peer, with everything it has; one that is there keeps what is not given
 	UpdatePeer           // endpoint or keepalive of a known peer
 	Move                 // give a known peer more prefixes; another peer's are moved
 	Drop                 // take prefixes from a known peer that nobody else gets
@@ -36,12 +38,18 @@ type Change struct {
 	Peer Peer // Key, and: all (AddPeer); Endpoint, Keepalive (UpdatePeer); AllowedIPs (Move, Drop)
 	// SetEndpoint, with UpdatePeer: Peer.Endpoint is to be set. Keepalive always is.
 	SetEndpoint bool
-	Device      Config // with SetDevice: PrivateKey and ListenPort
+	// Device, with SetDevice: PrivateKey is to be set, and ListenPort unless it is 0.
+	// A device that is told its own port again opens new sockets and loses what is
+	// in the old ones.
+	Device Config
 }
 
 // String is one line for a log or a golden file. It never shows a private key.
 func (c Change) String() string {
 	if c.Op == SetDevice {
+		if c.Device.ListenPort == 0 {
+			return "set-device"
+		}
 		return fmt.Sprintf("set-device port=%d", c.Device.ListenPort)
 	}
 	var b strings.Builder
@@ -64,20 +72,24 @@ func (c Change) String() string {
 	return b.String()
 }
 
+// LogValue is String: a logger must not walk into the private key.
+func (c Change) LogValue() slog.Value { return slog.StringValue(c.String()) }
+
 // Diff computes the changes that lead from what a device has to what is wanted,
 // and nothing else: an empty result means there is nothing to do. A peer that is
 // known is updated in place, never removed and added, so its session lives on. An
 // endpoint that differs is left alone unless the wanted peer says Retarget or the
-// device has none.
+// device has none. An IPv4 address in IPv6 form is an IPv4 address, and private keys that
+// X25519 takes for the same are the same.
 //
 // Both must be valid (see Config.Validate). A wanted ListenPort of 0 accepts any.
 func Diff(have, want Config) []Change {
 	var device, add, update, move, drop, remove []Change
 
-	if have.PrivateKey != want.PrivateKey || want.ListenPort != 0 && have.ListenPort != want.ListenPort {
+	if clamp(have.PrivateKey) != clamp(want.PrivateKey) || want.ListenPort != 0 && have.ListenPort != want.ListenPort {
 		port := want.ListenPort
-		if port == 0 {
-			port = have.ListenPort
+		if port == have.ListenPort {
+			port = 0
 		}
 		device = append(device, Change{Op: SetDevice, Device: Config{PrivateKey: want.PrivateKey, ListenPort: port}})
 	}
@@ -97,6 +109,7 @@ func Diff(have, want Config) []Change {
 
 	for _, w := range sortedPeers(want.Peers) {
 		h, known := had[w.Key]
+		w.Endpoint, h.Endpoint = unmap(w.Endpoint), unmap(h.Endpoint)
 		if !known {
 			w.Retarget = false
 			w.AllowedIPs = sortedPrefixes(w.AllowedIPs)
@@ -143,54 +156,96 @@ func Retarget(before, want Config) Config {
 }
 
 // Apply computes what a device that had have holds after changes: the model that
-// every Device is held against. WireGuard's rule is in it: a prefix has one peer,
-// and the last one to claim it has it.
+// every Device is held against. WireGuard's rules are in it: a prefix has one
+// peer, the last one to claim it; a device is never its own peer; and it holds its
+// private key as X25519 uses it.
 func Apply(have Config, changes []Change) Config {
-	out := Config{PrivateKey: have.PrivateKey, ListenPort: have.ListenPort}
-	at := map[wgtypes.Key]*Peer{}
+	m := model{at: map[wgtypes.Key]*Peer{}, owner: map[netip.Prefix]*Peer{}}
+	m.setDevice(have.PrivateKey, have.ListenPort)
 	for _, p := range have.Peers {
-		p.AllowedIPs = slices.Clone(p.AllowedIPs)
-		at[p.Key] = &p
-	}
-	take := func(from *Peer, ips []netip.Prefix) {
-		from.AllowedIPs = slices.DeleteFunc(from.AllowedIPs, func(ip netip.Prefix) bool { return slices.Contains(ips, ip) })
-	}
-	give := func(to *Peer, ips []netip.Prefix) {
-		for _, p := range at {
-			take(p, ips)
-		}
-		to.AllowedIPs = append(to.AllowedIPs, ips...)
+		m.add(p)
 	}
 	for _, c := range changes {
-		p := at[c.Peer.Key]
-		switch {
-		case c.Op == SetDevice:
-			out.PrivateKey, out.ListenPort = c.Device.PrivateKey, c.Device.ListenPort
-		case c.Op == AddPeer:
-			ips := c.Peer.AllowedIPs
-			added := c.Peer
-			added.AllowedIPs = nil
-			at[added.Key] = &added
-			give(&added, ips)
-		case p == nil: // the peer is gone: nothing to change
-		case c.Op == UpdatePeer:
-			p.Keepalive = c.Peer.Keepalive
-			if c.SetEndpoint {
-				p.Endpoint = c.Peer.Endpoint
-			}
-		case c.Op == Move:
-			give(p, c.Peer.AllowedIPs)
-		case c.Op == Drop:
-			take(p, c.Peer.AllowedIPs)
-		case c.Op == RemovePeer:
-			delete(at, c.Peer.Key)
-		}
+		m.apply(c)
 	}
-	for _, p := range at {
+	out := Config{PrivateKey: m.key, ListenPort: m.port}
+	for ip, p := range m.owner {
+		p.AllowedIPs = append(p.AllowedIPs, ip)
+	}
+	for _, p := range m.at {
 		out.Peers = append(out.Peers, *p)
 	}
 	out.Sort()
 	return out
+}
+
+// model is a device in memory. The prefixes are in owner only: a peer that was
+// removed may be in it still, and nobody asks for that one's.
+type model struct {
+	key, self wgtypes.Key
+	port      uint16
+	at        map[wgtypes.Key]*Peer
+	owner     map[netip.Prefix]*Peer
+}
+
+func (m *model) setDevice(key wgtypes.Key, port uint16) {
+	if port != 0 {
+		m.port = port
+	}
+	if m.key = clamp(key); key == (wgtypes.Key{}) {
+		m.self = wgtypes.Key{}
+		return
+	}
+	m.self = key.PublicKey()
+	delete(m.at, m.self)
+}
+
+func (m *model) add(p Peer) {
+	if p.Key == m.self {
+		return
+	}
+	q, known := m.at[p.Key]
+	if !known {
+		q = &Peer{Key: p.Key}
+		m.at[p.Key] = q
+	}
+	if p.Endpoint.IsValid() {
+		q.Endpoint = p.Endpoint
+	}
+	q.Keepalive = p.Keepalive
+	m.give(q, p.AllowedIPs)
+}
+
+func (m *model) give(to *Peer, ips []netip.Prefix) {
+	for _, ip := range ips {
+		m.owner[ip] = to
+	}
+}
+
+func (m *model) apply(c Change) {
+	p := m.at[c.Peer.Key]
+	switch {
+	case c.Op == SetDevice:
+		m.setDevice(c.Device.PrivateKey, c.Device.ListenPort)
+	case c.Op == AddPeer:
+		m.add(c.Peer)
+	case p == nil: // the peer is gone: nothing to change
+	case c.Op == UpdatePeer:
+		p.Keepalive = c.Peer.Keepalive
+		if c.SetEndpoint {
+			p.Endpoint = c.Peer.Endpoint
+		}
+	case c.Op == Move:
+		m.give(p, c.Peer.AllowedIPs)
+	case c.Op == Drop:
+		for _, ip := range c.Peer.AllowedIPs {
+			if m.owner[ip] == p {
+				delete(m.owner, ip)
+			}
+		}
+	case c.Op == RemovePeer:
+		delete(m.at, c.Peer.Key)
+	}
 }
 
 // Sort puts peers in the order of their keys and prefixes in theirs.
@@ -202,14 +257,21 @@ func (c *Config) Sort() {
 }
 
 // Validate reports what a device would silently take otherwise: a key or a
-// prefix twice, a prefix with host bits, a keepalive that is not whole seconds.
+// prefix twice, a prefix with host bits, a keepalive that is not whole seconds,
+// the device as its own peer.
 func (c Config) Validate() error {
 	keys := map[wgtypes.Key]bool{}
+	var self wgtypes.Key
+	if c.PrivateKey != self {
+		self = c.PrivateKey.PublicKey()
+	}
 	owner := map[netip.Prefix]wgtypes.Key{}
 	for _, p := range c.Peers {
 		switch {
 		case p.Key == wgtypes.Key{}:
-			return fmt.Errorf("a peer has no key")
+			return errors.New("a peer has no key")
+		case p.Key == self:
+			return fmt.Errorf("peer %s: that is the key of the device itself", p.Key)
 		case keys[p.Key]:
 			return fmt.Errorf("peer %s: the key stands twice", p.Key)
 		case p.Keepalive < 0 || p.Keepalive%1e9 != 0 || p.Keepalive > 65535*1e9:
@@ -242,6 +304,23 @@ func without(a, b []netip.Prefix, except map[netip.Prefix]bool) []netip.Prefix {
 		}
 	}
 	return sortedPrefixes(out)
+}
+
+// clamp sets the bits of a private key that X25519 ignores to what it takes them for
+// (RFC 7748, section 5), as every device does with the key that it is given. Without
+// that a key made by another tool would be set again for ever.
+func clamp(k wgtypes.Key) wgtypes.Key {
+	if k != (wgtypes.Key{}) {
+		k[0] &= 248
+		k[31] = k[31]&127 | 64
+	}
+	return k
+}
+
+// unmap turns an IPv4 address in IPv6 form into what it means: WireGuard sends to
+// the former through its IPv6 socket, which cannot reach it.
+func unmap(a netip.AddrPort) netip.AddrPort {
+	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
 }
 
 func sortedPeers(in []Peer) []Peer {
