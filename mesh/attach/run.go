@@ -1,0 +1,291 @@
+package attach
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"os/exec"
+	"os/signal"
+	"runtime"
+	"slices"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/weftmesh/weft/mesh"
+)
+
+// Exit codes of Run, beside the command's own: what env(1), nohup(1) and docker
+// use.
+const (
+	ExitFailed        = 125 // Run itself failed
+	ExitNotExecutable = 126 // the command cannot be executed
+	ExitNotFound      = 127 // there is no such command
+	ExitSignal        = 128 // plus the signal that ended the command
+)
+
+// killDelay is how long the command has to end after the context did.
+const killDelay = 10 * time.Second
+
+// RunConfig says what to run, and how it gets into the mesh.
+type RunConfig struct {
+	Command []string // name, looked up in Env's PATH, and arguments
+	Env     []string // the whole environment, as NAME=VALUE; nil: the caller's
+	Dir     string   // working directory; "": the caller's
+	// Files of the command; nil: /dev/null. If Stdin is a terminal the command stays
+	// in the caller's process group, so that the shell's job control and the
+	// terminal's signals work; otherwise it gets a process group of its own.
+	Stdin, Stdout, Stderr *os.File
+	// Attach ties the machine to the mesh while thread tid of this process holds its
+	// network namespace (/proc/self/task/TID/ns/net). Required.
+	Attach func(ctx context.Context, tid int) (Settings, error)
+}
+
+// Settings is what the command finds inside.
+type Settings struct {
+	Resolver netip.Addr // its only nameserver
+	Search   []string   // domains to complete short names with
+	Hostname string     // "": the host's
+}
+
+func (c RunConfig) validate() error {
+	switch {
+	case len(c.Command) == 0 || c.Command[0] == "":
+		return errors.New("no command given")
+	case c.Attach == nil:
+		return errors.New("no way to attach is given")
+	}
+	return nil
+}
+
+// Run runs a command as a machine: in network, mount, UTS and process namespaces
+// of its own, with the resolver of the mesh and no way around it. It returns when
+// the command has ended, and with it everything that the command started.
+//
+// The code is the command's, or 128 plus the signal that ended it, with a nil
+// error; with an error it is one of the Exit constants. SIGHUP, SIGINT, SIGQUIT,
+// SIGTERM, SIGUSR1 and SIGUSR2 to this process are passed on to the command until
+// Run returns; so the caller does not end ctx on them. When ctx ends the command
+// gets SIGTERM, and SIGKILL ten seconds later. When this process dies, even by
+// SIGKILL, the command and all that it started are killed.
+//
+// The program must call Init first thing in main.
+func Run(ctx context.Context, c RunConfig) (code int, err error) {
+	if err := c.validate(); err != nil {
+		return ExitFailed, err
+	}
+	err = onThread(func() error {
+		code, err = run(ctx, c)
+		return err
+	})
+	return code, err
+}
+
+// run is Run on a thread of its own, which it leaves in the machine's namespaces.
+// The child inherits them from the thread, and its death signal follows the
+// thread's end: so the thread waits until the child is gone.
+func run(ctx context.Context, c RunConfig) (code int, err error) {
+	if err := unix.Unshare(unix.CLONE_NEWNET | unix.CLONE_NEWNS | unix.CLONE_NEWUTS); err != nil {
+		err = fmt.Errorf("make the machine's namespaces: %w", err)
+		if errors.Is(err, os.ErrPermission) {
+			err = mesh.WithHint(err, "running a machine needs root")
+		}
+		return ExitFailed, err
+	}
+	// Before anything else is mounted: nothing of it may reach the host.
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return ExitFailed, fmt.Errorf("make the machine's mounts private: %w", err)
+	}
+	settings, err := c.Attach(ctx, unix.Gettid())
+	if err != nil {
+		return ExitFailed, err
+	}
+	if err := furnish(settings); err != nil {
+		return ExitFailed, err
+	}
+	return spawn(ctx, c)
+}
+
+// spawn starts the machine's init, passes signals on to it and waits for it.
+func spawn(ctx context.Context, c RunConfig) (code int, err error) {
+	ours, theirs, err := socketPair()
+	if err != nil {
+		return ExitFailed, err
+	}
+	defer ours.Close()
+	defer theirs.Close()
+	tty := c.Stdin != nil && isTerminal(c.Stdin)
+
+	cmd := &exec.Cmd{
+		Path: "/proc/self/exe", Args: initArgs(tty, c.Command), Env: c.Env, Dir: c.Dir,
+		ExtraFiles: []*os.File{theirs}, // initSocket
+		SysProcAttr: &syscall.SysProcAttr{
+			Cloneflags: unix.CLONE_NEWPID,
+			Pdeathsig:  unix.SIGKILL,
+			Setpgid:    !tty,
+		},
+	}
+	// A nil *os.File in an interface is not nil to exec.
+	if c.Stdin != nil {
+		cmd.Stdin = c.Stdin
+	}
+	if c.Stdout != nil {
+		cmd.Stdout = c.Stdout
+	}
+	if c.Stderr != nil {
+		cmd.Stderr = c.Stderr
+	}
+	signals := make(chan os.Signal, 16)
+	signal.Notify(signals, passedOn()...)
+	defer signal.Stop(signals)
+	if tty {
+		defer takeTerminal(c.Stdin)()
+	}
+	if err := cmd.Start(); err != nil {
+		return ExitFailed, fmt.Errorf("start the machine's init: %w", err)
+	}
+	theirs.Close()
+
+	ended := make(chan struct{})
+	passing := make(chan struct{})
+	started := make(chan error, 1)
+	go func() {
+		defer close(passing)
+		err := readStarted(ours)
+		started <- err
+		if err == nil {
+			passSignals(ctx, cmd.Process, signals, tty, ended)
+		}
+	}()
+	err = cmd.Wait()
+	close(ended)
+	<-passing
+	if err := <-started; err != nil {
+		return exitCode(cmd.ProcessState), err
+	}
+	if cmd.ProcessState == nil {
+		return ExitFailed, fmt.Errorf("wait for the command: %w", err)
+	}
+	return exitCode(cmd.ProcessState), nil
+}
+
+// passSignals passes signals on, and the end of ctx as SIGTERM and then SIGKILL.
+// With a terminal, SIGINT and SIGQUIT come from a key: the command got them too.
+func passSignals(ctx context.Context, p *os.Process, signals <-chan os.Signal, tty bool, ended <-chan struct{}) {
+	done := ctx.Done()
+	var kill <-chan time.Time
+	for {
+		select {
+		case s := <-signals:
+			if tty && (s == unix.SIGINT || s == unix.SIGQUIT) {
+				continue
+			}
+			p.Signal(s)
+		case <-done:
+			done = nil
+			p.Signal(unix.SIGTERM)
+			timer := time.NewTimer(killDelay)
+			defer timer.Stop()
+			kill = timer.C
+		case <-kill:
+			p.Kill()
+		case <-ended:
+			return
+		}
+	}
+}
+
+func exitCode(s *os.ProcessState) int {
+	if s == nil {
+		return ExitFailed
+	}
+	if w, ok := s.Sys().(syscall.WaitStatus); ok && w.Signaled() {
+		return ExitSignal + int(w.Signal())
+	}
+	return s.ExitCode()
+}
+
+// passedOn are the signals that the command gets in our place.
+func passedOn() []os.Signal {
+	return []os.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGUSR1, unix.SIGUSR2}
+}
+
+// report is what the machine's init says once, before or instead of running the
+// command.
+type report struct {
+	Started bool   `json:"started,omitempty"`
+	Error   string `json:"error,omitempty"`
+}
+
+// readStarted waits until the command runs, or returns why it does not.
+func readStarted(r io.Reader) error {
+	var rep report
+	if err := json.NewDecoder(r).Decode(&rep); err != nil {
+		return errors.New("the machine's init ended before it ran the command")
+	}
+	if !rep.Started {
+		return errors.New(rep.Error)
+	}
+	return nil
+}
+
+// socketPair joins us and the machine's init: it reports on it, and takes its end
+// for ours.
+func socketPair() (ours, theirs *os.File, err error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("make a socket pair: %w", err)
+	}
+	return os.NewFile(uintptr(fds[0]), "run"), os.NewFile(uintptr(fds[1]), "init"), nil
+}
+
+func isTerminal(f *os.File) bool {
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	return err == nil
+}
+
+// takeTerminal returns what gives the terminal back to our process group: an
+// interactive command makes itself its foreground group, and its end leaves none.
+func takeTerminal(tty *os.File) (giveBack func()) {
+	group, err := unix.IoctlGetInt(int(tty.Fd()), unix.TIOCGPGRP)
+	if err != nil || group != unix.Getpgrp() {
+		return func() {} // we are in the background
+	}
+	return func() {
+		// From the background this stops us unless SIGTTOU is ignored.
+		signal.Ignore(unix.SIGTTOU)
+		unix.IoctlSetPointerInt(int(tty.Fd()), unix.TIOCSPGRP, group)
+		signal.Reset(unix.SIGTTOU)
+	}
+}
+
+// onThread calls fn on a thread of its own that ends with it, so that nothing that
+// fn did to it is left over. The first thread of the process does not end: whoever
+// finds himself there asks again.
+func onThread(fn func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			defer runtime.UnlockOSThread()
+			done <- onThread(fn)
+			return
+		}
+		done <- fn()
+	}()
+	return <-done
+}
+
+// initArgs is the argument vector of the machine's init; see Init.
+func initArgs(tty bool, command []string) []string {
+	group := initOwnGroup
+	if tty {
+		group = initOurGroup
+	}
+	return slices.Concat([]string{initName, group}, command)
+}
