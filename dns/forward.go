@@ -1,0 +1,322 @@
+package dns
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/miekg/dns"
+	"golang.org/x/sync/singleflight"
+)
+
+// Dial opens a connection to a literal address, in whatever network namespace it
+// chooses. network is "udp" or "tcp".
+type Dial func(ctx context.Context, network string, to netip.AddrPort) (net.Conn, error)
+
+// ForwarderConfig says where other names go.
+type ForwarderConfig struct {
+	// Upstreams returns the resolvers for all names without a rule, in the order
+	// in which to ask them; see Upstreams, the function. It is called for each query.
+	Upstreams func() []netip.AddrPort
+	// Rules send a domain and everything below it to servers of its own. The
+	// longest domain that matches by whole labels counts.
+	Rules map[string][]netip.AddrPort
+	// Mesh is the mesh's prefix. Its addresses are dropped from what Upstreams
+	// answer, or any name on the internet could point into it (DNS rebinding), and
+	// are never asked as upstreams. Names of the mesh go to Rules only.
+	Mesh netip.Prefix
+	// Self are the addresses that this process answers on; they are never asked.
+	Self []netip.AddrPort
+	// Timeout is for one query over all its upstreams. 0: 3 s.
+	Timeout time.Duration
+	// Dial opens sockets; nil: in the namespace of the process.
+	Dial Dial
+	Log  *slog.Logger // nil: nothing is logged
+}
+
+// Forwarder passes queries on to other resolvers. It keeps nothing but which of
+// them answered last.
+type Forwarder struct {
+	cfg     ForwarderConfig
+	rules   []*route // longest domain first
+	rest    *route
+	flights singleflight.Group
+	nonce   []byte
+	looped  atomic.Bool // told already
+}
+
+// route is one set of servers.
+type route struct {
+	labels  []string // of the domain
+	servers func() []netip.AddrPort
+	trusted bool // a rule: may answer with mesh addresses
+	good    atomic.Pointer[netip.AddrPort]
+}
+
+const (
+	defaultForwardTimeout = 3 * time.Second
+	// hedge is how long one upstream is waited for before the next is asked as well.
+	hedge = 500 * time.Millisecond
+	// rounds is how often each upstream is asked: a datagram can get lost.
+	rounds = 2
+	// loopOption marks our own queries to resolvers near us (RFC 6891: 65001 to 65534
+	// are for local use).
+	loopOption = 65353
+	// maxForwardTTL caps what upstreams say, in seconds.
+	maxForwardTTL = 86400
+)
+
+// NewForwarder returns a forwarder. Rules with bad names are an error.
+func NewForwarder(cfg ForwarderConfig) (*Forwarder, error) {
+	if cfg.Timeout <= 0 {
+		cfg.Timeout = defaultForwardTimeout
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Dial == nil {
+		cfg.Dial = func(ctx context.Context, network string, to netip.AddrPort) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, network, to.String())
+		}
+	}
+	if cfg.Upstreams == nil {
+		cfg.Upstreams = func() []netip.AddrPort { return nil }
+	}
+	f := &Forwarder{cfg: cfg, rest: &route{servers: cfg.Upstreams}, nonce: make([]byte, 8)}
+	for i := range f.nonce {
+		f.nonce[i] = byte(rand.Uint32())
+	}
+	for domain, servers := range cfg.Rules {
+		labels, ok := splitName(domain)
+		if !ok {
+			return nil, fmt.Errorf("forwarding rule %q: not a domain name", domain)
+		}
+		servers = slices.Clone(servers)
+		f.rules = append(f.rules, &route{labels: labels, servers: func() []netip.AddrPort { return servers }, trusted: true})
+	}
+	slices.SortFunc(f.rules, func(a, b *route) int { return len(b.labels) - len(a.labels) })
+	return f, nil
+}
+
+// route returns who is to be asked for a name; nil: nobody may be.
+func (f *Forwarder) route(labels []string) *route {
+	for _, r := range f.rules {
+		if hasSuffix(labels, r.labels...) {
+			return r
+		}
+	}
+	if hasSuffix(labels, "internal") && !foreign(labels[:len(labels)-1]) {
+		return nil
+	}
+	if hasSuffix(labels, reverseSuffix...) && f.cfg.Mesh.IsValid() {
+		p, digits := labels[:len(labels)-len(reverseSuffix)], (f.cfg.Mesh.Bits()+3)/4
+		if len(p) >= digits {
+			if at, ok := nibbles(p[len(p)-digits:]); ok && f.cfg.Mesh.Contains(at.Addr()) {
+				return nil
+			}
+		}
+	}
+	return f.rest
+}
+
+// usable returns a route's servers: not ourselves, nobody in the mesh (unless a
+// rule says so), the one that answered last in front.
+func (f *Forwarder) usable(r *route) []netip.AddrPort {
+	var servers []netip.AddrPort
+	for _, s := range r.servers() {
+		s = netip.AddrPortFrom(s.Addr().Unmap(), s.Port())
+		if !s.IsValid() || slices.Contains(f.cfg.Self, s) || slices.Contains(servers, s) ||
+			!r.trusted && f.cfg.Mesh.IsValid() && f.cfg.Mesh.Contains(s.Addr().WithZone("")) {
+			continue
+		}
+		servers = append(servers, s)
+	}
+	if good := r.good.Load(); good != nil {
+		if i := slices.Index(servers, *good); i > 0 {
+			servers = slices.Concat([]netip.AddrPort{*good}, servers[:i], servers[i+1:])
+		}
+	}
+	return servers
+}
+
+// forward answers r from upstreams. It returns in any case, after Timeout at the
+// latest, with SERVFAIL if nobody answered.
+//
+// Equal questions at one time are one question upstream. That also bounds a loop:
+// a query that comes back to us joins the one it came from and ends with it.
+func (f *Forwarder) forward(ctx context.Context, r *request) *dns.Msg {
+	q := r.question()
+	labels, ok := splitName(q.Name)
+	if !ok {
+		return r.reply(FormatError, true)
+	}
+	to := f.route(labels)
+	if to == nil {
+		return r.reply(Refused, true)
+	}
+	if f.cameBack(r) {
+		return r.reply(ServerFailure, true)
+	}
+	do := r.edns != nil && r.edns.Do()
+	key := fmt.Sprintf("%s %d %t %t", strings.ToLower(q.Name), q.Qtype, do, r.msg.CheckingDisabled)
+	got, err, _ := f.flights.Do(key, func() (any, error) {
+		ctx, cancel := context.WithTimeout(ctx, f.cfg.Timeout)
+		defer cancel()
+		return f.ask(ctx, to, q, do, r.msg.CheckingDisabled)
+	})
+	if err != nil {
+		return r.reply(ServerFailure, true)
+	}
+	up := got.(*dns.Msg) // shared: only read from here on
+	m := r.reply(Rcode(up.Rcode), true)
+	m.Answer, m.Ns = slices.Clone(up.Answer), slices.Clone(up.Ns)
+	m.Extra = append(slices.Clone(up.Extra), m.Extra...)
+	return m
+}
+
+// cameBack recognises a query of our own, which an upstream sent to us.
+func (f *Forwarder) cameBack(r *request) bool {
+	if r.edns == nil {
+		return false
+	}
+	for _, o := range r.edns.Option {
+		if o, ok := o.(*dns.EDNS0_LOCAL); ok && o.Code == loopOption && slices.Equal(o.Data, f.nonce) {
+			if !f.looped.Swap(true) {
+				f.cfg.Log.Warn("a forwarded query came back: an upstream resolver forwards to this one", "name", r.question().Name)
+			}
+			return true
+		}
+	}
+	return false
+}
+
+// ask asks a route's servers, each a little after the one before it or as soon as
+// that one has failed, and returns the first answer that settles the question.
+func (f *Forwarder) ask(ctx context.Context, to *route, q dns.Question, do, cd bool) (*dns.Msg, error) {
+	servers := f.usable(to)
+	if len(servers) == 0 {
+		return nil, fmt.Errorf("forward %s: no upstream resolver", q.Name)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	type result struct {
+		server netip.AddrPort
+		msg    *dns.Msg
+		err    error
+	}
+	results := make(chan result, rounds*len(servers))
+	started, pending := 0, 0
+	start := func() {
+		server := servers[started%len(servers)]
+		started, pending = started+1, pending+1
+		go func() {
+			r := result{server: server, err: fmt.Errorf("ask %s: the answer could not be handled", server)}
+			defer func() {
+				if p := recover(); p != nil { // one answer must not end the process
+					f.cfg.Log.Error("handling an upstream's answer panicked", "addr", server, "err", fmt.Sprint(p))
+				}
+				results <- r
+			}()
+			r.msg, r.err = f.exchange(ctx, server, q, do, cd)
+		}()
+	}
+	defer func() { // whoever is still asking ends with ctx
+		cancel()
+		for ; pending > 0; pending-- {
+			<-results
+		}
+	}()
+	next := time.NewTicker(hedge)
+	defer next.Stop()
+	var second *dns.Msg // an error that a server did answer
+	err := fmt.Errorf("forward %s: no answer", q.Name)
+	for start(); pending > 0; {
+		select {
+		case <-next.C:
+			if started < rounds*len(servers) {
+				start()
+			}
+		case r := <-results:
+			pending--
+			if r.err == nil {
+				r.err = f.clean(r.msg, to.trusted)
+			}
+			if r.err == nil && (r.msg.Rcode == dns.RcodeSuccess || r.msg.Rcode == dns.RcodeNameError) {
+				to.good.Store(&r.server)
+				return r.msg, nil
+			}
+			if r.err == nil {
+				second = r.msg
+			} else {
+				err = r.err
+			}
+			if started < len(servers) {
+				start() // the others at once; again only after a pause
+			}
+		}
+	}
+	if second != nil {
+		return second, nil
+	}
+	return nil, err
+}
+
+// clean takes out of an upstream's answer what must not be passed on. An answer that
+// could be read but cannot be written so that it can be read again is an error:
+// it was made to upset somebody.
+func (f *Forwarder) clean(m *dns.Msg, trusted bool) error {
+	clean := func(rrs []dns.RR) []dns.RR {
+		return slices.DeleteFunc(rrs, func(rr dns.RR) bool {
+			if rr.Header().Rrtype == dns.TypeOPT || !trusted && f.pointsIntoMesh(rr) {
+				return true
+			}
+			if ttl := rr.Header().Ttl; ttl > 1<<31-1 {
+				rr.Header().Ttl = 0 // RFC 2181 section 8
+			} else {
+				rr.Header().Ttl = min(ttl, maxForwardTTL)
+			}
+			return false
+		})
+	}
+	m.Answer, m.Ns, m.Extra = clean(m.Answer), clean(m.Ns), clean(m.Extra)
+	m.Rcode &= 15 // the rest was the OPT record's
+	packet, err := m.Pack()
+	if err == nil {
+		err = new(dns.Msg).Unpack(packet)
+	}
+	if err != nil {
+		return fmt.Errorf("malformed answer: %w", err)
+	}
+	return nil
+}
+
+func (f *Forwarder) pointsIntoMesh(rr dns.RR) bool {
+	if !f.cfg.Mesh.IsValid() {
+		return false
+	}
+	in := func(ip net.IP) bool {
+		a, ok := netip.AddrFromSlice(ip)
+		return ok && f.cfg.Mesh.Contains(a)
+	}
+	hints := func(values []dns.SVCBKeyValue) bool {
+		return slices.ContainsFunc(values, func(v dns.SVCBKeyValue) bool {
+			h, ok := v.(*dns.SVCBIPv6Hint)
+			return ok && slices.ContainsFunc(h.Hint, in)
+		})
+	}
+	switch rr := rr.(type) {
+	case *dns.AAAA:
+		return in(rr.AAAA)
+	case *dns.HTTPS:
+		return hints(rr.Value)
+	case *dns.SVCB:
+		return hints(rr.Value)
+	}
+	return false
+}

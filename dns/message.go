@@ -1,0 +1,152 @@
+package dns
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"strings"
+
+	"github.com/miekg/dns"
+)
+
+// Sizes of messages, in bytes.
+const (
+	headerSize = 12
+	// udpSize is the largest UDP message sent, and what EDNS0 announces: it fits
+	// one packet on every path (DNS flag day 2020).
+	udpSize = 1232
+	// plainSize is the largest UDP message to clients without EDNS0 (RFC 1035).
+	plainSize = 512
+	tcpSize   = 65535
+)
+
+// request is a query that was understood.
+type request struct {
+	msg  *dns.Msg
+	size int // of the largest answer
+	edns *dns.OPT
+}
+
+func (r *request) question() dns.Question { return r.msg.Question[0] }
+
+// parseRequest reads a message. With drop it deserves no answer: it is no query.
+// A code other than NoError is the answer; r then holds what could be read.
+func parseRequest(packet []byte, stream bool) (r request, code Rcode, drop bool) {
+	if len(packet) < headerSize || packet[2]&0x80 != 0 {
+		return request{}, 0, true
+	}
+	r = request{msg: new(dns.Msg), size: plainSize}
+	if stream {
+		r.size = tcpSize
+	}
+	r.msg.Id = binary.BigEndian.Uint16(packet)
+	r.msg.Opcode = int(packet[2]>>3) & 15
+	r.msg.RecursionDesired = packet[2]&1 != 0
+	if r.msg.Opcode != dns.OpcodeQuery {
+		return r, NotImplemented, false
+	}
+	count := func(i int) uint16 { return binary.BigEndian.Uint16(packet[i:]) }
+	// Counts first: what no resolver sends is not worth unpacking.
+	if count(4) != 1 || count(6) != 0 || count(8) != 0 || count(10) > 2 {
+		return r, FormatError, false
+	}
+	full := new(dns.Msg)
+	if err := full.Unpack(packet); err != nil || len(full.Question) != 1 {
+		return r, FormatError, false
+	}
+	r.msg = full
+	for _, rr := range full.Extra {
+		if opt, ok := rr.(*dns.OPT); ok {
+			if r.edns != nil {
+				return r, FormatError, false
+			}
+			r.edns = opt
+		}
+	}
+	if r.edns != nil && !stream {
+		r.size = max(plainSize, min(int(r.edns.UDPSize()), udpSize))
+	}
+	if r.edns != nil && r.edns.Version() != 0 {
+		return r, badVersion, false
+	}
+	if r.question().Qclass != dns.ClassINET {
+		return r, Refused, false
+	}
+	return r, NoError, false
+}
+
+// reply starts an answer: header, question exactly as it was asked, EDNS0 if it was.
+func (r *request) reply(code Rcode, recursion bool) *dns.Msg {
+	m := new(dns.Msg)
+	m.Id, m.Response, m.Opcode = r.msg.Id, true, r.msg.Opcode
+	m.RecursionDesired, m.RecursionAvailable = r.msg.RecursionDesired, recursion
+	m.CheckingDisabled = r.msg.CheckingDisabled
+	m.Rcode = int(code)
+	m.Question = r.msg.Question
+	if r.edns != nil {
+		m.SetEdns0(udpSize, r.edns.Do())
+	}
+	return m
+}
+
+// pack writes m, cut to the asker's size with TC set if it does not fit. It never
+// fails: what cannot be packed becomes a bare SERVFAIL.
+func (r *request) pack(m *dns.Msg) []byte {
+	m.Truncate(r.size)
+	out, err := m.Pack()
+	if err != nil || len(out) > r.size {
+		m = new(dns.Msg)
+		m.Id, m.Response, m.Rcode = r.msg.Id, true, dns.RcodeServerFailure
+		out, _ = m.Pack()
+	}
+	return out
+}
+
+// answerMessage turns a decision into a message.
+func (r *request) answerMessage(a Answer, recursion bool) *dns.Msg {
+	m := r.reply(a.Rcode, recursion)
+	m.Authoritative = a.Zone != ""
+	name := ""
+	if len(r.msg.Question) == 1 {
+		name = r.question().Name
+	}
+	header := func(t uint16) dns.RR_Header {
+		return dns.RR_Header{Name: name, Rrtype: t, Class: dns.ClassINET, Ttl: a.TTL}
+	}
+	switch {
+	case a.Zone == "":
+		return m
+	case len(a.Addrs) > 0:
+		m.Answer = make([]dns.RR, len(a.Addrs))
+		for i, addr := range a.Addrs {
+			m.Answer[i] = &dns.AAAA{Hdr: header(dns.TypeAAAA), AAAA: addr.AsSlice()}
+		}
+	case a.Text != "":
+		m.Answer = []dns.RR{&dns.TXT{Hdr: header(dns.TypeTXT), Txt: textStrings(a.Text)}}
+	case a.Target != "":
+		m.Answer = []dns.RR{&dns.PTR{Hdr: header(dns.TypePTR), Ptr: a.Target}}
+	case a.Minimal:
+		m.Answer = []dns.RR{&dns.HINFO{Hdr: header(dns.TypeHINFO), Cpu: "RFC8482"}}
+	case a.SOA:
+		m.Answer = []dns.RR{soa(a.Zone, defaultTTL)}
+	default:
+		m.Ns = []dns.RR{soa(a.Zone, negativeTTL)}
+	}
+	return m
+}
+
+// soa is the start of authority. The serial never changes: nothing is transferred.
+func soa(zone string, ttl uint32) dns.RR {
+	return &dns.SOA{
+		Hdr: dns.RR_Header{Name: zone, Rrtype: dns.TypeSOA, Class: dns.ClassINET, Ttl: ttl},
+		Ns:  "_api." + zoneName, Mbox: "hostmaster." + zoneName,
+		Serial: 1, Refresh: 3600, Retry: 600, Expire: 86400, Minttl: negativeTTL,
+	}
+}
+
+// withoutPort is the address of a source, in the form that addresses are kept in.
+func withoutPort(source netip.AddrPort) netip.Addr { return source.Addr().Unmap() }
+
+// sameName compares two names in presentation form as the DNS does.
+func sameName(a, b string) bool {
+	return strings.EqualFold(strings.TrimSuffix(a, "."), strings.TrimSuffix(b, "."))
+}

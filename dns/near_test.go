@@ -1,0 +1,225 @@
+package dns
+
+import (
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
+)
+
+const ms = time.Millisecond
+
+// set makes candidates "a", "b", ... at the given distances.
+func set(distances ...time.Duration) []candidate {
+	var cs []candidate
+	for i, d := range distances {
+		cs = append(cs, candidate{machine: &machine{id: string(rune('a' + i))}, distance: d})
+	}
+	return cs
+}
+
+func ids(cs []candidate) string {
+	var s string
+	for _, c := range cs {
+		s += c.id
+	}
+	return s
+}
+
+func TestNearSet(t *testing.T) {
+	for _, tt := range []struct {
+		name      string
+		distances []time.Duration
+		want      string
+	}{
+		{"one far away", []time.Duration{240 * ms}, "a"},
+		{"within 5 ms of a near one", []time.Duration{0, 5 * ms, 5*ms + 1}, "ab"},
+		{"half again of a far one", []time.Duration{100 * ms, 150 * ms, 150*ms + 1}, "ab"},
+		{"5 ms is more than half of 8", []time.Duration{8 * ms, 13 * ms, 14 * ms}, "ab"},
+		{"half of 12 is more than 5 ms", []time.Duration{12 * ms, 18 * ms, 19 * ms}, "ab"},
+		{"unknown ones are left when others are known", []time.Duration{240 * ms, unknownDistance}, "a"},
+		{"all unknown", []time.Duration{unknownDistance, unknownDistance}, "ab"},
+		{"none", nil, ""},
+	} {
+		cs := set(tt.distances...)
+		nearestFirst(cs, rand.New(rand.NewPCG(1, 1)))
+		got := []byte(ids(nearSet(cs)))
+		slices.Sort(got)
+		if string(got) != tt.want {
+			t.Errorf("%s: near set %s, want %s", tt.name, got, tt.want)
+		}
+	}
+}
+
+// Equals take turns in front, and so in what a cut leaves; what is not equal never does.
+func TestEqualsAreShuffled(t *testing.T) {
+	for _, tt := range []struct {
+		distances []time.Duration
+		first     string // who can come first
+	}{
+		{[]time.Duration{8 * ms, 8 * ms, 8*ms + ms/2, 9 * ms}, "abc"},
+		{[]time.Duration{0, ms / 2, ms / 2}, "a"}, // the own host has no equals elsewhere
+		{[]time.Duration{0, 0, ms / 10}, "ab"},
+	} {
+		seen := map[string]bool{}
+		rnd := rand.New(rand.NewPCG(3, 4))
+		for range 200 {
+			cs := set(tt.distances...)
+			nearestFirst(cs, rnd)
+			seen[cs[0].id] = true
+		}
+		var got string
+		for _, c := range set(tt.distances...) {
+			if seen[c.id] {
+				got += c.id
+			}
+		}
+		if got != tt.first {
+			t.Errorf("distances %v: first were %s, want %s", tt.distances, got, tt.first)
+		}
+	}
+}
+
+func TestEstimate(t *testing.T) {
+	fra, nrt, ams := &Place{50.1, 8.7}, &Place{35.8, 140.4}, &Place{52.4, 4.9}
+	for _, tt := range []struct {
+		name     string
+		from, to string
+		a, b     *Place
+		low      time.Duration
+		high     time.Duration
+	}{
+		{"same region", "fra", "fra", nil, nil, ms, ms},
+		{"fra to ams, 365 km", "fra", "ams", fra, ams, 8 * ms, 9 * ms},
+		{"fra to nrt, 9,300 km", "fra", "nrt", fra, nrt, 180 * ms, 195 * ms},
+		{"half round the world", "a", "b", &Place{0, 0}, &Place{0, 180}, 400 * ms, 403 * ms},
+		{"over the date line", "a", "b", &Place{0, 179.5}, &Place{0, -179.5}, 3 * ms, 4 * ms},
+		{"no place", "fra", "xxx", fra, nil, unknownDistance, unknownDistance},
+	} {
+		if got := estimate(tt.from, tt.to, tt.a, tt.b); got < tt.low || got > tt.high {
+			t.Errorf("%s: %s, want %s to %s", tt.name, got, tt.low, tt.high)
+		}
+	}
+}
+
+// Unmeasured hosts have their estimate; those of which nothing is known come last.
+func TestUnmeasuredHosts(t *testing.T) {
+	s := testServer(fixture(), Facts{"nrt-1": {RTT: 2 * ms}})
+	row{ask: "global.web.internal. AAAA", from: d1, want: `
+		global.web.internal. 5 IN AAAA ` + w1 + `
+		global.web.internal. 5 IN AAAA ` + w3 + `
+		global.web.internal. 5 IN AAAA ` + w2}.check(t, s)
+
+	lost := with(func(d *Data) { d.Orgs[0].Machines[0].Host = "gone" })
+	row{ask: "global.web.internal. AAAA", from: d1, want: `
+		global.web.internal. 5 IN AAAA ` + w2 + `
+		global.web.internal. 5 IN AAAA ` + w3 + `
+		global.web.internal. 5 IN AAAA ` + w1}.check(t, testServer(lost, fixtureFacts()))
+}
+
+func TestBadPlacesAndRoundTrips(t *testing.T) {
+	d := with(func(d *Data) { d.Regions[1].Place = &Place{math.NaN(), 400} })
+	row{ask: "web.internal. AAAA", from: d1, want: "web.internal. 5 IN AAAA " + w1}.
+		check(t, testServer(d, Facts{"ams-1": {RTT: -5}, "nrt-1": {RTT: math.MaxInt64}}))
+}
+
+func TestSettle(t *testing.T) {
+	was := Facts{"a": {RTT: 8 * ms}, "b": {RTT: 240 * ms}, "c": {RTT: 100 * ms}, "gone": {RTT: ms}, "e": {RTT: 5 * ms}}
+	now := Facts{
+		"a": {RTT: 9 * ms},                  // jitter
+		"b": {RTT: 265 * ms, Suspect: true}, // jitter, but suspect at once
+		"c": {RTT: 85 * ms},                 // nearer by more than an eighth
+		"d": {RTT: 3 * ms},                  // new
+		"e": {},                             // not measured any more
+	}
+	want := Facts{
+		"a": {RTT: 8 * ms}, "b": {RTT: 240 * ms, Suspect: true}, "c": {RTT: 85 * ms}, "d": {RTT: 3 * ms}, "e": {},
+	}
+	if diff := cmp.Diff(want, was.Settle(now)); diff != "" {
+		t.Errorf("Settle (-want +got):\n%s", diff)
+	}
+}
+
+// Jitter around a threshold changes nothing once the facts are settled.
+func TestSettledFactsDoNotFlap(t *testing.T) {
+	facts := Facts{}
+	var first string
+	for i := range 100 {
+		jitter := time.Duration(i%7-3) * 100 * time.Microsecond
+		facts = facts.Settle(Facts{"ams-1": {RTT: 8*ms + jitter}, "nrt-1": {RTT: 13*ms - jitter}})
+		s := testServer(with(func(d *Data) { d.Orgs[0].Machines[0].Started = false }), facts)
+		m := ask(t, s, "web.internal.", "AAAA", d1, Role{}, false)
+		got := fmt.Sprint(records(t, m.Answer))
+		if i == 0 {
+			first = got
+		}
+		if got != first {
+			t.Fatalf("round %d: %s, before %s", i, got, first)
+		}
+	}
+}
+
+// Membership of the near set, stated independently: exactly those within reach of
+// the nearest, whatever the order and the random numbers.
+func TestNearSetProperty(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		distances := rapid.SliceOfN(rapid.Map(rapid.Int64Range(0, int64(300*ms)), func(n int64) time.Duration { return time.Duration(n) }), 1, 30).Draw(t, "distances")
+		cs := make([]candidate, len(distances))
+		for i, d := range distances {
+			cs[i] = candidate{machine: &machine{id: fmt.Sprint(i)}, distance: d}
+		}
+		nearest := slices.Min(distances)
+		want := map[string]bool{}
+		for i, d := range distances {
+			if d-nearest <= 5*ms || float64(d) <= 1.5*float64(nearest) {
+				want[fmt.Sprint(i)] = true
+			}
+		}
+		nearestFirst(cs, rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 0)))
+		for i := 1; i < len(cs); i++ {
+			if cs[i-1].distance > cs[i].distance+equalSlack {
+				t.Fatalf("order: %s before %s", cs[i-1].distance, cs[i].distance)
+			}
+		}
+		got := map[string]bool{}
+		for _, c := range nearSet(cs) {
+			got[c.id] = true
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Fatalf("near set of %v (-want +got):\n%s", distances, diff)
+		}
+	})
+}
+
+// With several hosts at one distance, every machine is the answer to top1 at times.
+func TestTop1SpreadsOverEquals(t *testing.T) {
+	d := with(func(d *Data) {
+		d.Orgs[0].Machines[0].Started = false
+		for i := range 4 {
+			host := fmt.Sprintf("ams-x%d", i)
+			d.Hosts = append(d.Hosts, Host{Name: host, Region: "ams"})
+			d.Orgs[0].Machines = append(d.Orgs[0].Machines, Machine{
+				ID: "x" + fmt.Sprint(i), App: "web", Host: host, Started: true, Healthy: true,
+				Addr: netip.MustParseAddr(fmt.Sprintf("fd12:3456:789a:1:200:1%d:1:2", i)),
+			})
+		}
+	})
+	f := fixtureFacts()
+	for i := range 4 {
+		f[fmt.Sprintf("ams-x%d", i)] = Fact{RTT: 8*ms + time.Duration(i)*100*time.Microsecond}
+	}
+	s := testServer(d, f)
+	seen := map[string]bool{}
+	for range 200 {
+		seen[records(t, ask(t, s, "top1.nearest.of.web.internal.", "AAAA", d1, Role{}, false).Answer)[0]] = true
+	}
+	if len(seen) != 5 {
+		t.Errorf("top1 answered %d different machines in 200 queries, want 5: %v", len(seen), seen)
+	}
+}
