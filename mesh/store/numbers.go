@@ -1,0 +1,126 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/weftmesh/weft/ipam"
+)
+
+// restingLimit bounds how many numbers that are due are looked at: the lowest of
+// those that have rested longest is taken.
+const restingLimit = 64
+
+// numbers is one space of numbers from 1 to max. It is kept as a counter, the
+// next number that was never given, and a key for each number that was given back.
+// The cost of taking one does not depend on how many are in use.
+type numbers struct {
+	what    string // for errors
+	counter string // key
+	resting string // key prefix; "" if none is ever given back
+	max     uint64
+	usable  func(number uint64) bool // of one that was given back; nil: any
+}
+
+func (s *Store) networks(plan ipam.Plan) numbers {
+	return numbers{what: "network", counter: keyNextNetwork, max: plan.MaxNetwork()}
+}
+
+func (s *Store) hostNumbers() numbers {
+	return numbers{what: "host number", counter: keyNextHost, resting: keyRestingHosts, max: ipam.MaxHost, usable: s.nothingHomed}
+}
+
+func slots(network uint64, host uint32) numbers {
+	return numbers{
+		what:    fmt.Sprintf("address of network %d at host %d", network, host),
+		counter: nextSlotKey(network, host), resting: restingSlots(network, host), max: ipam.MaxSlot,
+	}
+}
+
+// take gives a number: the lowest one that has rested, else the next one. The
+// caller holds a lock (tx.alone) named for the space.
+func (t *tx) take(ctx context.Context, n numbers) (uint64, error) {
+	ops := []clientv3.Op{clientv3.OpGet(t.s.root + n.counter)}
+	if n.resting != "" {
+		due := restingKey(t.s.root+n.resting, t.s.now().Add(time.Second), 0) // whole seconds, this one included
+		ops = append(ops, clientv3.OpGet(t.s.root+n.resting,
+			clientv3.WithRange(due), clientv3.WithLimit(restingLimit), clientv3.WithKeysOnly()))
+	}
+	r, err := t.read(ctx, ops...)
+	if err != nil {
+		return 0, err
+	}
+	if n.resting != "" {
+		if number, key, kv := t.lowest(n, r[1].Kvs); key != "" {
+			t.seen[key] = kv
+			t.delete(key)
+			return number, nil
+		}
+	}
+	next := uint64(1)
+	t.seen[n.counter] = nil
+	if len(r[0].Kvs) > 0 {
+		t.seen[n.counter] = r[0].Kvs[0]
+		if err := unmarshal(n.counter, r[0].Kvs[0].Value, &next); err != nil {
+			return 0, err
+		}
+	}
+	if next == 0 || next > n.max {
+		return 0, fmt.Errorf("%s: %w (%d were given)", n.what, ErrFull, n.max)
+	}
+	return next, t.put(n.counter, next+1)
+}
+
+func (t *tx) lowest(n numbers, kvs []*mvccpb.KeyValue) (number uint64, key string, found *mvccpb.KeyValue) {
+	for _, kv := range kvs {
+		k := strings.TrimPrefix(string(kv.Key), t.s.root)
+		_, text, _ := strings.Cut(strings.TrimPrefix(k, n.resting), "-")
+		x, err := strconv.ParseUint(text, 10, 64)
+		if err != nil || x == 0 || x > n.max || n.usable != nil && !n.usable(x) {
+			continue
+		}
+		if key == "" || x < number {
+			number, key, found = x, k, kv
+		}
+	}
+	return number, key, found
+}
+
+// giveSlot lets the slot of an endpoint rest.
+func (t *tx) giveSlot(parts ipam.Parts) error {
+	due := t.s.now().Add(t.s.config.SlotRest)
+	return t.put(restingKey(restingSlots(parts.Network, parts.Host.Number), due, uint64(parts.Slot)), struct{}{})
+}
+
+// giveHost lets a host's number rest.
+func (t *tx) giveHost(number uint32) error {
+	return t.put(restingKey(keyRestingHosts, t.s.now().Add(t.s.config.HostRest), uint64(number)), struct{}{})
+}
+
+// nothingHomed reports that no address is homed at a removed host's number. It
+// asks the mirror: nothing new can be homed at a host that is gone, so a mirror of
+// any time after the removal can only be too careful. Without a mirror the answer
+// is no, and the number rests on.
+func (s *Store) nothingHomed(number uint64) bool {
+	if !s.mirror.isReady() {
+		return false
+	}
+	state := s.State()
+	for _, m := range state.Machines.All() {
+		if parts, _ := state.Mesh.Plan.Parts(m.Endpoint.Addr()); uint64(parts.Host.Number) == number {
+			return false
+		}
+	}
+	for _, c := range state.Clients.All() {
+		if parts, _ := state.Mesh.Plan.Parts(c.Endpoint.Addr()); uint64(parts.Host.Number) == number {
+			return false
+		}
+	}
+	return true
+}
