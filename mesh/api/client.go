@@ -26,6 +26,8 @@ type Config struct {
 	TLS     *tls.Config   // whom to trust, and the node's certificate; see enroll.ClientTLS
 	Bearer  string        // an operator's "<id>.<secret>", or empty
 	Timeout time.Duration // of one request to one server; default 15 s
+	// Dial connects to a server; default: from this process, within 5 s.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
 // Client talks to the controllers. It is safe for use by many goroutines.
@@ -54,9 +56,12 @@ func New(cfg Config) (*Client, error) {
 	if cfg.Timeout == 0 {
 		cfg.Timeout = 15 * time.Second
 	}
+	if cfg.Dial == nil {
+		cfg.Dial = (&net.Dialer{Timeout: 5 * time.Second}).DialContext
+	}
 	return &Client{cfg: cfg, http: &http.Client{Transport: &http.Transport{
 		TLSClientConfig:     cfg.TLS,
-		DialContext:         (&net.Dialer{Timeout: 5 * time.Second}).DialContext,
+		DialContext:         cfg.Dial,
 		TLSHandshakeTimeout: 5 * time.Second,
 		ForceAttemptHTTP2:   true,
 		IdleConnTimeout:     time.Minute,

@@ -34,6 +34,9 @@ func (e *Error) Hint() string { return e.Advice }
 // GetStatus lets huma write the error.
 func (e *Error) GetStatus() int { return e.Status }
 
+// ContentType is that of RFC 9457, whatever was asked for.
+func (e *Error) ContentType(string) string { return "application/problem+json" }
+
 // Errors by code; compare with errors.Is.
 var (
 	ErrInvalid      = &Error{Status: 422, Code: "invalid"}

@@ -1,0 +1,98 @@
+package controller
+
+import (
+	"context"
+	"errors"
+
+	"github.com/weftmesh/weft/mesh"
+	"github.com/weftmesh/weft/mesh/api"
+	"github.com/weftmesh/weft/mesh/store"
+)
+
+// Apps and machines.
+
+func (s *server) machineRoutes(r *router) {
+	type inApp struct {
+		Org string `path:"org"`
+		App string `path:"app"`
+	}
+	same := func(a mesh.App) (mesh.App, bool) { return a, true }
+	route(r, "app-list", func(_ context.Context, _ caller, in *inOrg) (*answer[[]mesh.App], error) {
+		st := s.store.State()
+		if err := liveOrg(st, in.Org); err != nil {
+			return nil, err
+		}
+		return collect(st.Apps.Prefix(in.Org+"/"), same), nil
+	})
+	route(r, "app-show", func(_ context.Context, _ caller, in *inApp) (*answer[mesh.App], error) {
+		return find(s.store.State().Apps, "app", in.Org+"/"+in.App, same)
+	})
+	route(r, "app-create", func(ctx context.Context, c caller, in *struct {
+		Org  string `path:"org"`
+		Body api.CreateApp
+	}) (*answer[mesh.App], error) {
+		app, rev, err := s.store.CreateApp(ctx, c.actor(), mesh.App{Org: in.Org, Name: in.Body.Name})
+		if err != nil {
+			return nil, err
+		}
+		s.done(ctx, c, rev, "app created", "app", app.Org+"/"+app.Name)
+		return &answer[mesh.App]{app}, nil
+	})
+	route(r, "app-remove", func(ctx context.Context, c caller, in *inApp) (*none, error) {
+		rev, err := s.store.RemoveApp(ctx, c.actor(), in.Org, in.App)
+		return s.removed(ctx, c, rev, err, "app removed", "app", in.Org+"/"+in.App)
+	})
+
+	type inMachine struct {
+		Org     string `path:"org"`
+		Machine string `path:"machine"`
+	}
+	show := func(st mesh.State) func(mesh.Machine) (api.MachineInfo, bool) {
+		return func(m mesh.Machine) (api.MachineInfo, bool) { return machineInfo(st, m), true }
+	}
+	route(r, "machine-list", func(_ context.Context, _ caller, in *inOrg) (*answer[[]api.MachineInfo], error) {
+		st := s.store.State()
+		if err := liveOrg(st, in.Org); err != nil {
+			return nil, err
+		}
+		return collect(st.Machines.Prefix(in.Org+"/"), show(st)), nil
+	})
+	route(r, "machine-show", func(_ context.Context, _ caller, in *inMachine) (*answer[api.MachineInfo], error) {
+		st := s.store.State()
+		return find(st.Machines, "machine", in.Org+"/"+in.Machine, show(st))
+	})
+	route(r, "machine-create", s.machineCreate)
+	route(r, "machine-remove", func(ctx context.Context, c caller, in *inMachine) (*none, error) {
+		ref := store.MachineRef{Org: in.Org, ID: in.Machine}
+		if c.role == host {
+			ref.Host = c.node.Name
+		}
+		rev, err := s.store.RemoveMachine(ctx, c.actor(), ref)
+		if c.role == host && errors.Is(err, store.ErrConflict) {
+			return nil, notFound("machine " + in.Org + "/" + in.Machine) // it is on another host
+		}
+		return s.removed(ctx, c, rev, err, "machine removed", "machine", in.Org+"/"+in.Machine)
+	})
+}
+
+// machineCreate registers a machine on the host that asks. One that was given a
+// name keeps its address when it comes back elsewhere.
+func (s *server) machineCreate(ctx context.Context, c caller, in *struct {
+	Org  string `path:"org"`
+	Body api.CreateMachine
+}) (*answer[api.MachineInfo], error) {
+	m, rev, err := s.store.CreateMachine(ctx, c.actor(), store.MachineSpec{
+		Org: in.Org, App: in.Body.App, ID: in.Body.ID, Group: in.Body.Group, Meta: in.Body.Meta,
+		Host: c.node.Name, Stable: in.Body.ID != "",
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.done(ctx, c, rev, "machine created", "machine", m.Org+"/"+m.ID)
+	return &answer[api.MachineInfo]{machineInfo(s.store.State(), m)}, nil
+}
+
+func machineInfo(st mesh.State, m mesh.Machine) api.MachineInfo {
+	h, _ := st.Hosts.Get(m.Host)
+	return api.MachineInfo{Machine: m, Address: m.Address(), Region: h.Region}
+}

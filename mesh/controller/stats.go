@@ -1,0 +1,57 @@
+package controller
+
+import (
+	"strconv"
+	"sync"
+
+	"github.com/weftmesh/weft/mesh/metrics"
+)
+
+// requests counts answers.
+type requests struct {
+	mu     sync.Mutex
+	counts map[requestKind]uint64 // guarded by mu
+}
+
+type requestKind struct {
+	route  string
+	status int
+}
+
+func (r *requests) count(route string, status int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.counts[requestKind{route, status}]++
+}
+
+// stats is what the controller knows about itself.
+func (s *server) stats() []metrics.Stat {
+	st := s.store.State()
+	out := []metrics.Stat{
+		{Name: "weft_controller_streams", Help: "View streams that are open.", Value: float64(s.streams.len())},
+		{Name: "weft_controller_fenced_total", Help: "Streams refused because a live one uses the same key.", Counter: true, Value: float64(s.streams.fenced.Load())},
+		{Name: "weft_store_revision", Help: "Revision of the state in memory.", Value: float64(st.Revision.Revision)},
+		{Name: "weft_store_age_seconds", Help: "Time since the state in memory was last known to be current.", Value: s.store.Age().Seconds()},
+	}
+	for _, n := range []struct {
+		kind string
+		n    int
+	}{
+		{"org", st.Orgs.Len()}, {"region", st.Regions.Len()}, {"host", st.Hosts.Len()}, {"app", st.Apps.Len()},
+		{"machine", st.Machines.Len()}, {"client", st.Clients.Len()}, {"token", st.Tokens.Len()}, {"present_host", st.Presence.Len()},
+	} {
+		out = append(out, metrics.Stat{
+			Name: "weft_store_objects", Help: "Objects in the state.",
+			Labels: []metrics.Label{{Key: "kind", Value: n.kind}}, Value: float64(n.n),
+		})
+	}
+	s.requests.mu.Lock()
+	defer s.requests.mu.Unlock()
+	for k, n := range s.requests.counts {
+		out = append(out, metrics.Stat{
+			Name: "weft_controller_requests_total", Help: "Answered requests, by route and status.", Counter: true,
+			Labels: []metrics.Label{{Key: "route", Value: k.route}, {Key: "code", Value: strconv.Itoa(k.status)}}, Value: float64(n),
+		})
+	}
+	return out
+}
