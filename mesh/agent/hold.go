@@ -1,0 +1,188 @@
+package agent
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/weftmesh/weft/mesh"
+)
+
+// A snapshot that would take away most of what works is more often a mistake (a
+// controller with half a state, a restored backup) than meant. So what it adds
+// and changes is applied at once, and what it removes is kept for a while. It goes
+// when the controllers still say so after HoldFor.
+
+// minHeld and the half: fewer removals than these are ordinary.
+const minHeld = 5
+
+// heldBack says why the step from old to new is held back, or "" if it is not:
+// it would remove more than half, and at least five, of the peers or of the
+// machines.
+func heldBack(old, new *mesh.View) string {
+	if old == nil {
+		return ""
+	}
+	gone := func(what string, have, lost int) string {
+		if lost >= minHeld && 2*lost > have {
+			return fmt.Sprintf("%d of %d %s would be removed", lost, have, what)
+		}
+		return ""
+	}
+	hosts, clients := lost(old.Hosts, new.Hosts, hostKey), lost(ownClients(old), ownClients(new), clientKey)
+	machines := lost(old.Machines, new.Machines, machineKey)
+	if why := gone("peers", len(old.Hosts)+len(ownClients(old)), len(hosts)+len(clients)); why != "" {
+		return why
+	}
+	return gone("machines", len(old.Machines), len(machines))
+}
+
+// retain returns new with all that old has and new does not, except what cannot
+// stand beside new: a peer with a key or a number that is used again, an endpoint
+// that is used again, things of an org that is not carried any more under its old
+// number.
+func retain(old, new *mesh.View) *mesh.View {
+	v := *new
+	numbers, keys := map[uint32]bool{}, map[string]bool{}
+	for _, h := range new.Hosts {
+		numbers[h.Number], keys[h.Key.String()] = true, true
+	}
+	for _, h := range lost(old.Hosts, new.Hosts, hostKey) {
+		if !numbers[h.Number] && !keys[h.Key.String()] {
+			v.Hosts = append(slices.Clip(v.Hosts), h)
+		}
+	}
+	networks := map[uint64]bool{}
+	for _, o := range new.Orgs {
+		networks[o.Network] = true
+	}
+	for _, o := range lost(old.Orgs, new.Orgs, func(o mesh.Org) string { return o.Name }) {
+		if !networks[o.Network] {
+			v.Orgs = append(slices.Clip(v.Orgs), o)
+		}
+	}
+	v.Apps = append(slices.Clip(v.Apps), lost(old.Apps, new.Apps, func(a mesh.App) string { return a.Org + "/" + a.Name })...)
+	used := map[string]bool{}
+	for _, m := range new.Machines {
+		used[m.Endpoint.String()] = true
+	}
+	for _, c := range new.Clients {
+		used[c.Endpoint.String()] = true
+	}
+	for _, m := range lost(old.Machines, new.Machines, machineKey) {
+		if !used[m.Endpoint.String()] {
+			v.Machines = append(slices.Clip(v.Machines), m)
+		}
+	}
+	for _, c := range lost(old.Clients, new.Clients, clientKey) {
+		if !used[c.Endpoint.String()] && (c.Key == nil || !keys[c.Key.String()]) {
+			v.Clients = append(slices.Clip(v.Clients), c)
+		}
+	}
+	sortView(&v)
+	return &v
+}
+
+func hostKey(h mesh.ViewHost) string     { return h.Name }
+func machineKey(m mesh.Machine) string   { return m.Org + "/" + m.ID }
+func clientKey(c mesh.ViewClient) string { return c.Org + "/" + c.Name }
+
+// ownClients are the clients that are peers of the view's node.
+func ownClients(v *mesh.View) []mesh.ViewClient {
+	return slices.DeleteFunc(slices.Clone(v.Clients), func(c mesh.ViewClient) bool { return c.Key == nil })
+}
+
+// lost returns what old has and new has not, by key.
+func lost[T any](old, new []T, key func(T) string) []T {
+	there := make(map[string]bool, len(new))
+	for _, x := range new {
+		there[key(x)] = true
+	}
+	var out []T
+	for _, x := range old {
+		if !there[key(x)] {
+			out = append(out, x)
+		}
+	}
+	return out
+}
+
+// sortView puts the lists in the order of their keys, as a view has them.
+func sortView(v *mesh.View) {
+	sortBy(v.Hosts, hostKey)
+	sortBy(v.Orgs, func(o mesh.Org) string { return o.Name })
+	sortBy(v.Apps, func(a mesh.App) string { return a.Org + "/" + a.Name })
+	sortBy(v.Machines, machineKey)
+	sortBy(v.Clients, clientKey)
+}
+
+func sortBy[T any](list []T, key func(T) string) {
+	slices.SortStableFunc(list, func(a, b T) int {
+		switch ka, kb := key(a), key(b); {
+		case ka < kb:
+			return -1
+		case ka > kb:
+			return 1
+		}
+		return 0
+	})
+}
+
+// current is the view that a follower holds: what the controllers say (told), and
+// what is in effect (effective), which differs while a removal is held back.
+//
+//	snapshot that removes most ----> held ----> applied after HoldFor, when the
+//	                                  |         controllers speak again
+//	       one that does not <--------'
+type current struct {
+	holdFor time.Duration // 0: never hold
+
+	told      *mesh.View // nil: nothing yet
+	effective *mesh.View
+	heldSince time.Time // zero: not held
+	why       string
+}
+
+// snapshot takes a whole view.
+func (c *current) snapshot(v *mesh.View, now time.Time) {
+	c.told = v
+	if why := heldBack(c.effective, v); why != "" && c.holdFor > 0 {
+		if c.heldSince.IsZero() {
+			c.heldSince = now
+		}
+		c.why = why
+	} else {
+		c.heldSince, c.why = time.Time{}, ""
+	}
+	c.settle(now)
+}
+
+// delta takes a change of what the controllers said last. It is false if nothing
+// was said yet: then a change means nothing.
+func (c *current) delta(d mesh.Delta, now time.Time) bool {
+	if c.told == nil {
+		return false
+	}
+	v := c.told.Apply(d)
+	c.told = &v
+	c.settle(now)
+	return true
+}
+
+// heard notes that the controllers stand by what they said.
+func (c *current) heard(now time.Time) {
+	if !c.heldSince.IsZero() {
+		c.settle(now)
+	}
+}
+
+func (c *current) settle(now time.Time) {
+	switch {
+	case c.heldSince.IsZero():
+		c.effective = c.told
+	case now.Sub(c.heldSince) >= c.holdFor:
+		c.heldSince, c.why, c.effective = time.Time{}, "", c.told
+	default:
+		c.effective = retain(c.effective, c.told)
+	}
+}
