@@ -1,0 +1,115 @@
+// Command weft-agent runs on a host: it joins the mesh once, and from then on makes
+// the host match what the controllers say. It only turns flags into a
+// configuration; what is done with it is mesh/agent's.
+package main
+
+import (
+	"net/netip"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/weftmesh/weft/cmd/internal/cli"
+	"github.com/weftmesh/weft/mesh"
+	"github.com/weftmesh/weft/mesh/agent"
+	"github.com/weftmesh/weft/mesh/agent/local"
+)
+
+func main() { os.Exit(cli.Run(root())) }
+
+func root() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "weft-agent",
+		Short: "Makes a server a host of a weft mesh",
+	}
+	cmd.AddCommand(runCommand())
+	return cmd
+}
+
+// settings are the flags of `run` that are not what HostConfig takes.
+type settings struct {
+	log      *cli.Log
+	endpoint string
+	upstream []string
+	backend  *cli.Choice
+	disable  []string
+	metrics  string
+}
+
+func runCommand() *cobra.Command {
+	var c agent.HostConfig
+	var s settings
+	cmd := &cobra.Command{
+		Use: "run", Short: "Join if need be, and work until told to end", Args: cli.Args(),
+		Long: `Join the mesh if this host has not yet, and make it do its part until SIGTERM or
+SIGINT. The first time a token is needed ("weft token create --kind host") and the
+address of a controller; from then on everything is in --state-dir, also the last
+orders: a host that starts without a controller takes up where it was.
+
+Every flag is also a variable, --listen-port being WEFT_LISTEN_PORT, and a key in the
+file that --config names, listen-port.`,
+		Example: `  weft-agent run --controller https://203.0.113.1:7443 --token-file host.token
+  weft-agent run --config /etc/weft/agent.yaml`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := s.fill(&c); err != nil {
+				return err
+			}
+			c.Version = cli.VersionText()
+			c.Log = s.log.Logger(cmd.ErrOrStderr())
+			return agent.RunHost(cmd.Context(), c)
+		},
+	}
+	f := cmd.PersistentFlags()
+	f.StringSliceVar(&c.Controllers, "controller", nil, "where the controllers are: `URLS`; needed until the host has joined")
+	f.StringVar(&c.TokenFile, "token-file", "", "the `FILE` that holds the join token; needed until the host has joined")
+	f.StringVar(&c.Name, "name", "", "of this host in the mesh: `NAME` (default: the host's name up to the first dot)")
+	f.StringVar(&c.Region, "region", "", "the `REGION` that it is in, if the token does not say")
+	f.StringVar(&s.endpoint, "endpoint", "", "`IP:PORT` at which others reach this host's WireGuard (default: the address that the controller sees)")
+	f.BoolVar(&c.NAT, "nat", false, "others cannot reach this host: it always speaks first")
+	f.Uint16Var(&c.Port, "listen-port", 51820, "WireGuard's UDP `PORT`")
+	f.StringVar(&c.StateDir, "state-dir", "/var/lib/weft", "where keys, certificate and last orders are kept: `DIR`")
+	f.StringVar(&c.Socket, "socket", local.HostSocket, "where \"weft run\" and \"weft status\" find the agent: `SOCKET`")
+	f.StringVar(&c.Namespace, "namespace", "weft", "network `NAMESPACE` of the data plane")
+	f.StringVar(&c.Link, "link", "weft0", "the WireGuard `LINK` in it")
+	f.IntVar(&c.MTU, "mtu", 0, "`BYTES` of that link (default: as the underlay allows, at most 1420)")
+	s.backend = cli.NewChoice("auto", "userspace")
+	f.Var(s.backend, "backend", "who encrypts")
+	f.StringSliceVar(&s.upstream, "upstream-dns", nil, "resolvers for all other names: `IPS` (default: those of /etc/resolv.conf)")
+	f.Uint16Var(&c.ProbePort, "probe-port", 0, "UDP `PORT` of the probes between hosts, the same in the whole mesh (default 51821)")
+	f.StringVar(&s.metrics, "metrics", "127.0.0.1:9551", "serve /metrics and /healthz on this `ADDRESS`; empty: do not")
+	f.StringSliceVar(&s.disable, "disable", nil, "switch mechanisms off, for fault injection")
+	f.Lookup("disable").Hidden = true
+	s.log = cli.AddLog(f)
+	return cmd
+}
+
+// fill parses what flags give as text.
+func (s settings) fill(c *agent.HostConfig) error {
+	var err error
+	if s.endpoint != "" {
+		if c.Endpoint, err = netip.ParseAddrPort(s.endpoint); err != nil {
+			return mesh.WithHint(cli.Usagef("--endpoint %q: want IP:PORT", s.endpoint), "for example 203.0.113.7:51820 or [2001:db8::7]:51820")
+		}
+	}
+	for _, u := range s.upstream {
+		addr, err := parseResolver(u)
+		if err != nil {
+			return cli.Usagef("--upstream-dns %q: want an IP address, or IP:PORT", u)
+		}
+		c.Upstreams = append(c.Upstreams, addr)
+	}
+	if len(s.disable) > 0 {
+		c.Disable = map[string]bool{}
+		for _, name := range s.disable {
+			c.Disable[name] = true
+		}
+	}
+	return nil
+}
+
+func parseResolver(s string) (netip.AddrPort, error) {
+	if a, err := netip.ParseAddr(s); err == nil {
+		return netip.AddrPortFrom(a, 53), nil
+	}
+	return netip.ParseAddrPort(s)
+}
