@@ -1,0 +1,74 @@
+# weft. `make help` lists what can be made.
+.DEFAULT_GOAL := help
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+
+BUILD   := build
+BIN     := $(BUILD)/bin
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -X github.com/weftmesh/weft/cmd/internal/cli.Version=$(VERSION)
+FUZZTIME ?= 20s
+
+.PHONY: help build demo demo-break demo-stop test lint fuzz bench deps clean
+
+help: ## list what can be made
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
+
+build: ## the three commands, into build/bin
+	@mkdir -p $(BIN)
+	go build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/weft ./cmd/weft-agent ./cmd/weft-controller
+
+# What the lab starts besides: the workload of its machines, and the plain
+# WireGuard program that wg-quick falls back to.
+lab-bin: build
+	@go build -trimpath -o $(BIN)/ ./e2e/lab/echo ./e2e/demo
+	@go build -trimpath -o $(BIN)/wireguard-go golang.zx2c4.com/wireguard
+.PHONY: lab-bin
+
+demo: deps lab-bin ## a mesh of three regions on this machine, fact by fact (root; KEEP=1 leaves it running)
+	@$(BIN)/demo $(if $(KEEP),--keep)
+
+demo-stop: ## end what `make demo KEEP=1` left running
+	@$(BIN)/demo --stop
+
+demo-break: deps lab-bin ## the demo again and again, each time with one mechanism off: is it noticed?
+	@$(BIN)/demo --break
+
+test: deps lab-bin ## everything, with the race detector (root for the scenarios in namespaces)
+	WEFT_BIN=$(CURDIR)/$(BIN) go test -race -timeout 15m ./...
+
+lint: ## format, vet, tidy
+	@test -z "$$(gofmt -l . | tee /dev/stderr)"
+	go vet ./...
+	go mod tidy -diff
+	go mod verify
+
+fuzz: ## every fuzz target for FUZZTIME (default 20s)
+	@grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u | while read -r dir; do \
+	  grep -ho '^func Fuzz[A-Za-z0-9_]*' $$dir/*_test.go | cut -c6- | sort -u | while read -r f; do \
+	    echo "fuzz $$dir $$f"; go test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$dir || exit 1; \
+	  done || exit 1; done
+
+bench: deps lab-bin ## the figures (root)
+	WEFT_BIN=$(CURDIR)/$(BIN) WEFT_BENCH=1 go test -count=1 -timeout 30m -run '^TestBench' -v ./e2e | grep -E '^(figure:|---|ok|FAIL|panic)|: figure:|_test.go'
+
+# Debian's real clients, which the tests and the demo use. Silent when they are here.
+PROGRAMS := ip:iproute2 nsenter:util-linux ping:iputils-ping wg:wireguard-tools wg-quick:wireguard-tools dig:bind9-dnsutils \
+            dnsperf:dnsperf iperf3:iperf3 nft:nftables curl:curl getent:libc-bin setpriv:util-linux
+deps: ## install the real clients that tests use (Debian, root); silent when satisfied
+	@missing=; for p in $(PROGRAMS); do command -v $${p%%:*} >/dev/null || missing="$$missing $${p##*:}"; done; \
+	if [ -n "$$missing" ]; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "deps: installing$$missing" >&2; \
+	    (apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $$missing) >$(or $(TMPDIR),/tmp)/weft-deps.log 2>&1 \
+	      || { tail -n 5 $(or $(TMPDIR),/tmp)/weft-deps.log >&2; echo "deps: could not install:$$missing; tests that need them are skipped" >&2; }; \
+	  else echo "deps: not here, and only root on Debian can install them:$$missing; tests that need them are skipped" >&2; fi; fi
+	@if [ ! -x $(BUILD)/openresolv/bin/resolvconf ] && command -v apt-get >/dev/null; then \
+	  mkdir -p $(BUILD)/openresolv/bin && cd $(BUILD)/openresolv && \
+	  { apt-get download openresolv || { apt-get update && apt-get download openresolv; }; } >/dev/null 2>&1 && \
+	  dpkg-deb -x openresolv_*.deb . && \
+	  sed 's|^LIBEXECDIR=.*|LIBEXECDIR=$(CURDIR)/$(BUILD)/openresolv/lib/resolvconf|' sbin/resolvconf >bin/resolvconf && chmod +x bin/resolvconf \
+	    || echo "deps: openresolv could not be unpacked; the stock wg-quick client is not tried" >&2; fi
+
+clean: ## remove what was built
+	rm -rf $(BUILD)

@@ -1,0 +1,124 @@
+// Command echo is a machine's workload for the lab: over HTTP it tells who it is,
+// over UDP and TCP it says back what it hears. It is no part of the product.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// answer is what GET / of any path is answered with, in JSON.
+type answer struct {
+	Name   string `json:"name"`
+	Region string `json:"region"`
+	Client string `json:"client"` // address and port that the request came from
+	Server string `json:"server"` // that it went to
+}
+
+func main() {
+	listen := flag.String("listen", "[::]:80", "address for HTTP")
+	echo := flag.String("echo", "[::]:7", "address for UDP and TCP echo; none if empty")
+	name := flag.String("name", os.Getenv("WEFT_NAME"), "name to answer with (WEFT_NAME)")
+	region := flag.String("region", os.Getenv("WEFT_REGION"), "region to answer with (WEFT_REGION)")
+	flag.Parse()
+	ctx, cancel := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer cancel()
+	if err := run(ctx, *listen, *echo, answer{Name: *name, Region: *region}, os.Stdout); err != nil {
+		fmt.Fprintln(os.Stderr, "echo:", err)
+		os.Exit(1)
+	}
+}
+
+// run serves until ctx ends. It prints a line when it listens.
+func run(ctx context.Context, listen, echo string, who answer, out io.Writer) error {
+	web, err := net.Listen("tcp", listen)
+	if err != nil {
+		return err
+	}
+	closers := []io.Closer{}
+	var group sync.WaitGroup
+	if echo != "" {
+		tcp, err := net.Listen("tcp", echo)
+		if err != nil {
+			return errors.Join(err, web.Close())
+		}
+		// The same port as TCP got, should that have been any.
+		udp, err := net.ListenPacket("udp", tcp.Addr().String())
+		if err != nil {
+			return errors.Join(err, web.Close(), tcp.Close())
+		}
+		closers = append(closers, tcp, udp)
+		group.Go(func() { echoTCP(ctx, tcp) })
+		group.Go(func() { echoUDP(udp) })
+		fmt.Fprintf(out, "echo on %s\n", tcp.Addr())
+	}
+	server := &http.Server{Handler: handler(who), ReadHeaderTimeout: 10 * time.Second}
+	closers = append(closers, server)
+	stop := context.AfterFunc(ctx, func() {
+		for _, c := range closers {
+			_ = c.Close() // it is the end either way
+		}
+	})
+	defer stop()
+	fmt.Fprintf(out, "http on %s\n", web.Addr())
+	err = server.Serve(web)
+	if !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	group.Wait()
+	return nil
+}
+
+func handler(who answer) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		a := who
+		a.Client = r.RemoteAddr
+		if local, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr); ok {
+			a.Server = local.String()
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(a) // the client may be gone
+	})
+}
+
+func echoTCP(ctx context.Context, l net.Listener) {
+	var group sync.WaitGroup
+	defer group.Wait()
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			return
+		}
+		group.Go(func() {
+			defer conn.Close()
+			defer context.AfterFunc(ctx, func() { conn.Close() })()
+			_, _ = io.Copy(conn, conn)
+		})
+	}
+}
+
+// echoUDP answers from the address that was spoken to as far as the kernel picks
+// it by the route back: on a machine with one address that is the same.
+func echoUDP(c net.PacketConn) {
+	buf := make([]byte, 1<<16)
+	for {
+		n, from, err := c.ReadFrom(buf)
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err == nil {
+			_, _ = c.WriteTo(buf[:n], from) // an error is the next packet's, or a lost one
+		}
+	}
+}

@@ -1,0 +1,172 @@
+package lab
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	rateQueue    = 100 * time.Millisecond // what may wait for its turn on a capped path
+	rateQueueMin = 32 << 10               // bytes that always may
+	linkQueueMax = 64 << 20               // bytes of buffers on their way on one path
+)
+
+// link is the way from one port to another.
+type link struct {
+	from, to *port
+	path     atomic.Pointer[Path] // never nil; replaced under mu
+	queued   atomic.Int64         // bytes of buffers on their way
+
+	mu   sync.Mutex
+	rand *rand.Rand    // decides loss and jitter
+	free time.Duration // when a capped path has sent what it was given
+
+	frames, packets, bytes, lost, cutOff, full, resolved, failed atomic.Uint64
+}
+
+// newLink makes a path without delay. Its losses depend on the switch's seed and
+// on its own packets only.
+func newLink(from, to *port) *link {
+	l := &link{from: from, to: to, rand: rand.New(rand.NewPCG(from.s.seed, uint64(from.index)<<32|uint64(to.index)))}
+	l.path.Store(&Path{})
+	return l
+}
+
+func (l *link) change(edit func(*Path)) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	p := *l.path.Load()
+	edit(&p)
+	if p.Delay < 0 || p.Jitter < 0 || !(p.Loss >= 0 && p.Loss <= 1) || p.Rate < 0 {
+		return fmt.Errorf("path %s to %s: %+v: delay, jitter and rate are at least 0, loss is 0 to 1", l.from.name, l.to.name, p)
+	}
+	if p.Rate == 0 {
+		l.free = 0
+	}
+	l.path.Store(&p)
+	return nil
+}
+
+func (l *link) counters() Counters {
+	return Counters{
+		Frames: l.frames.Load(), Packets: l.packets.Load(), Bytes: l.bytes.Load(),
+		Lost: l.lost.Load(), Cut: l.cutOff.Load(), Full: l.full.Load(),
+		Resolved: l.resolved.Load(), Failed: l.failed.Load(),
+	}
+}
+
+// send lets the frame go its way: at once, later, or never. It does not keep frame.
+func (l *link) send(frame, scratch []byte) {
+	if resolves(frame) {
+		l.resolved.Add(1)
+		l.deliver(frame)
+		return
+	}
+	l.frames.Add(1)
+	p := l.path.Load()
+	n, bytes := packets(frame)
+	switch {
+	case p.Cut || l.from.cut.Load() || l.to.cut.Load():
+		l.cutOff.Add(uint64(n))
+	case *p == Path{}:
+		l.packets.Add(uint64(n))
+		l.bytes.Add(uint64(bytes))
+		l.deliver(frame)
+	case n > 1 && (p.Loss > 0 || p.Rate > 0 || p.Jitter > 0):
+		s, _ := parseSegmented(frame)
+		s.segment(frame, scratch, func(packet []byte) { l.shape(p, packet, 1, len(packet)-vnetLen) })
+	default:
+		l.shape(p, frame, n, bytes)
+	}
+}
+
+// shape sends a frame of n packets by the rules of p.
+func (l *link) shape(p *Path, frame []byte, n, bytes int) {
+	due, counter := l.schedule(p, bytes)
+	if counter == nil && due > l.from.s.now() && l.queued.Load() > linkQueueMax {
+		counter = &l.full
+	}
+	if counter != nil {
+		counter.Add(uint64(n))
+		return
+	}
+	l.packets.Add(uint64(n))
+	l.bytes.Add(uint64(bytes))
+	if due <= l.from.s.now() {
+		l.deliver(frame)
+		return
+	}
+	b := l.from.s.pool.get(frame)
+	l.queued.Add(int64(cap(b.data)))
+	l.to.out.push(due, b, l)
+}
+
+// schedule says when a frame arrives, or which counter counts its loss.
+func (l *link) schedule(p *Path, bytes int) (due time.Duration, lost *atomic.Uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if p.Loss > 0 && l.rand.Float64() < p.Loss {
+		return 0, &l.lost
+	}
+	due = l.from.s.now()
+	if p.Rate > 0 {
+		start := max(due, l.free)
+		if start-due > max(rateQueue, sending(rateQueueMin, p.Rate)) {
+			return 0, &l.full
+		}
+		l.free = start + sending(bytes, p.Rate)
+		due = l.free
+	}
+	due += p.Delay
+	if p.Jitter > 0 {
+		due += time.Duration(l.rand.Int64N(int64(p.Jitter) + 1))
+	}
+	return due, nil
+}
+
+// sending is how long a capped path takes to send so many bytes.
+func sending(bytes int, rate int64) time.Duration {
+	return time.Duration(float64(bytes) * 8 / float64(rate) * float64(time.Second))
+}
+
+func (l *link) deliver(frame []byte) {
+	if !l.to.write(frame) {
+		l.failed.Add(1)
+	}
+}
+
+// arrived ends a frame's time in the outbox.
+func (l *link) arrived(b *buffer) {
+	l.deliver(b.data)
+	l.queued.Add(-int64(cap(b.data)))
+	l.from.s.pool.put(b)
+}
+
+// buffer holds a frame on its way.
+type buffer struct {
+	data  []byte
+	class int
+}
+
+// pool keeps buffers of a few sizes, so that a small frame does not hold 64 kB.
+type pool [3]sync.Pool
+
+var bufferSizes = [len(pool{})]int{2 << 10, 16 << 10, maxFrame}
+
+func (p *pool) get(frame []byte) *buffer {
+	class := 0
+	for len(frame) > bufferSizes[class] {
+		class++
+	}
+	b, _ := p[class].Get().(*buffer)
+	if b == nil {
+		b = &buffer{data: make([]byte, bufferSizes[class]), class: class}
+	}
+	b.data = append(b.data[:0], frame...)
+	return b
+}
+
+func (p *pool) put(b *buffer) { p[b.class].Put(b) }
