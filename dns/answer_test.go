@@ -244,6 +244,7 @@ func TestQualifiersNest(t *testing.T) {
 		{ask: "w2.vm.fra.web.internal. AAAA", from: d1, code: "NXDOMAIN"},
 		{ask: "fra.ams.web.internal. AAAA"},
 		{ask: "top1.nearest.of.top2.nearest.of.web.internal. AAAA", from: d1, want: "top1.nearest.of.top2.nearest.of.web.internal. 5 IN AAAA " + w1},
+		{ask: "top2.nearest.of.top1.nearest.of.web.internal. AAAA", from: d1, want: "top2.nearest.of.top1.nearest.of.web.internal. 5 IN AAAA " + w1},
 		{ask: "vm.ams.web.internal. AAAA"},
 		{ask: "global.ams.web.internal. AAAA", from: d1, any: true, want: `
 			global.ams.web.internal. 5 IN AAAA ` + w2 + `

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -52,8 +53,8 @@ func (c *asMember) WriteTo(b []byte, to net.Addr) (int, error) {
 // asMemberListener does the same for connections, and records their writes.
 type asMemberListener struct {
 	net.Listener
+	mu     sync.Mutex // guards what follows
 	member netip.Addr
-	mu     sync.Mutex // guards writes
 	writes []int
 }
 
@@ -68,6 +69,8 @@ func (l *asMemberListener) Accept() (net.Conn, error) {
 }
 
 func (c *asMemberConn) RemoteAddr() net.Addr {
+	c.l.mu.Lock()
+	defer c.l.mu.Unlock()
 	return net.TCPAddrFromAddrPort(netip.AddrPortFrom(c.l.member, 1))
 }
 
@@ -87,11 +90,11 @@ func serve(t *testing.T, s *Server, member string) (netip.AddrPort, *asMemberLis
 	}
 	at := addrPortOf(udp.LocalAddr())
 	l := &asMemberListener{Listener: tcp, member: netip.MustParseAddr(member)}
+	s.rnd = rand.New(runtimeSource{}) // the loops share it
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 2)
-	go func() {
-		done <- s.ServePacket(ctx, &asMember{PacketConn: udp, member: l.member}, Role{})
-	}()
+	packets := &asMember{PacketConn: udp, member: l.member}
+	go func() { done <- s.ServePacket(ctx, packets, Role{}) }()
 	go func() { done <- s.ServeStream(ctx, l, Role{}) }()
 	t.Cleanup(func() {
 		cancel()
@@ -385,7 +388,12 @@ func TestStreamsEnd(t *testing.T) {
 	half := dialTCP(t, at)
 	half.Write([]byte{0, 40, 1, 2})
 	closed(t, half, "half a message")
+}
 
+// What cannot be a query ends a connection at once, without waiting for more of it.
+func TestStreamsWithoutQueriesEndAtOnce(t *testing.T) {
+	at, _ := serve(t, testServer(fixture(), fixtureFacts()), w1)
+	start := time.Now()
 	long := dialTCP(t, at)
 	long.Write([]byte{255, 255, 1, 2})
 	closed(t, long, "a query of 64 KiB")
@@ -393,6 +401,24 @@ func TestStreamsEnd(t *testing.T) {
 	junk := dialTCP(t, at)
 	writeStream(junk, []byte("\x12\x34\x80\x00\x00\x00\x00\x00\x00\x00\x00\x00"))
 	closed(t, junk, "an answer instead of a query")
+	if took := time.Since(start); took > 2*time.Second { // the time-outs are 3 s and 10 s
+		t.Errorf("took %s", took)
+	}
+}
+
+func TestTextStrings(t *testing.T) {
+	for _, tt := range []struct {
+		length int
+		want   []int
+	}{{0, []int{0}}, {1, []int{1}}, {255, []int{255}}, {256, []int{255, 1}}, {510, []int{255, 255}}} {
+		var got []int
+		for _, s := range textStrings(strings.Repeat("x", tt.length)) {
+			got = append(got, len(s))
+		}
+		if !cmp.Equal(got, tt.want) {
+			t.Errorf("%d bytes: strings of %v, want %v", tt.length, got, tt.want)
+		}
+	}
 }
 
 // One connection takes several queries, at once if the client likes.

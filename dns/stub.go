@@ -60,18 +60,26 @@ func NewStub(cfg StubConfig) (*Stub, error) {
 	return &s, nil
 }
 
-// bindBoth binds one address and port for UDP and TCP. Port 0 lets UDP choose.
-func bindBoth(at netip.AddrPort) (net.PacketConn, net.Listener, error) {
-	udp, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(at))
-	if err != nil {
-		return nil, nil, err
-	}
-	tcp, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(addrPortOf(udp.LocalAddr())))
-	if err != nil {
+// bindTries is how many ports of the system's choice are tried.
+const bindTries = 20
+
+// bindBoth binds one address and port for UDP and TCP. Port 0: the system chooses
+// one for UDP, and another if that one is taken for TCP.
+func bindBoth(at netip.AddrPort) (udp net.PacketConn, tcp net.Listener, err error) {
+	for range bindTries {
+		if udp, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(at)); err != nil {
+			return nil, nil, err
+		}
+		tcp, err = net.ListenTCP("tcp", net.TCPAddrFromAddrPort(addrPortOf(udp.LocalAddr())))
+		if err == nil {
+			return udp, tcp, nil
+		}
 		udp.Close()
-		return nil, nil, err
+		if at.Port() != 0 || !errors.Is(err, syscall.EADDRINUSE) {
+			break
+		}
 	}
-	return udp, tcp, nil
+	return nil, nil, err
 }
 
 // Addr is where the stub listens.

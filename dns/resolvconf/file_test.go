@@ -6,16 +6,13 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
-	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
 
 	"github.com/weftmesh/weft/dns"
@@ -298,6 +295,9 @@ func TestSetAgain(t *testing.T) {
 		return netip.MustParseAddrPort("127.0.0.154:53"), nil
 	}
 	mustSet(t, cfg)
+	if st, err := cfg.load(); err != nil || len(st.Wrote) != 1 {
+		t.Errorf("state %+v %v: texts from before the change are kept", st, err)
+	}
 	if string(seen) != roamed {
 		t.Errorf("the stub's upstreams are %q", seen)
 	}
@@ -430,50 +430,6 @@ func TestCrashes(t *testing.T) {
 	}
 }
 
-// A file that something is mounted on cannot be replaced, only written.
-func TestBindMountedFile(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("mounting needs root")
-	}
-	cfg := config(t)
-	cfg.write(t, resolvConf, "")
-	cfg.write(t, "/run/net/resolv.conf", original)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		runtime.LockOSThread() // never unlocked: the thread ends, and its mounts with it
-		if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
-			t.Errorf("unshare: %v", err)
-			return
-		}
-		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-			t.Errorf("make mounts private: %v", err)
-			return
-		}
-		if err := unix.Mount(cfg.path("/run/net/resolv.conf"), cfg.path(resolvConf), "", unix.MS_BIND, ""); err != nil {
-			t.Errorf("bind: %v", err)
-			return
-		}
-		if err := os.Rename(cfg.path("/etc/resolv.conf"), cfg.path("/etc/x")); !errors.Is(err, unix.EBUSY) {
-			t.Errorf("the mount does not stand in the way: %v", err)
-		}
-		if _, _, err := Set(t.Context(), cfg); err != nil {
-			t.Error(err)
-		}
-		if got, _ := os.ReadFile(cfg.path(resolvConf)); !strings.Contains(string(got), "\nnameserver 127.0.0.153\n") {
-			t.Errorf("file %q", got)
-		}
-		if _, err := Recover(t.Context(), cfg); err != nil {
-			t.Error(err)
-		}
-		if got, _ := os.ReadFile(cfg.path(resolvConf)); string(got) != original {
-			t.Errorf("restored %q", got)
-		}
-	}()
-	<-done
-	clean(t, cfg)
-}
-
 func TestLockIsWaitedFor(t *testing.T) {
 	cfg := config(t)
 	cfg.write(t, resolvConf, original)
@@ -488,62 +444,6 @@ func TestLockIsWaitedFor(t *testing.T) {
 	}
 	unlock()
 	mustSet(t, cfg)
-}
-
-// childConfig is the configuration that up and guard share with the test.
-func childConfig() Config {
-	root := os.Getenv("RESOLVCONF_TEST_ROOT")
-	return Config{
-		Link: "weft0", Index: 7, Server: netip.MustParseAddr("fd12:3456:789a:1::3"), Domains: []string{"internal."},
-		StateDir: filepath.Join(root, "var/lib/weft"), Root: root, Owner: "up-1",
-		Stub: func(string) (netip.AddrPort, error) { return netip.MustParseAddrPort(stubAt), nil },
-	}
-}
-
-// up sets the resolver under a guard and waits to be killed.
-func up() {
-	guard := exec.Command(os.Args[0])
-	guard.Env = append(os.Environ(), "RESOLVCONF_TEST_AS=guard")
-	release, err := StartGuard(guard)
-	if err == nil {
-		var restore Restore
-		if restore, _, err = Set(context.Background(), childConfig()); err == nil {
-			var line string
-			fmt.Scanln(&line) // "down", or for ever
-			if _, err = restore(context.Background()); err == nil {
-				err = release()
-			}
-		}
-	}
-	fmt.Fprintln(os.Stderr, "up:", err)
-}
-
-// The process is killed, nobody runs `down`: the guard puts the file back.
-func TestGuard(t *testing.T) {
-	for _, killed := range []bool{true, false} {
-		t.Run(fmt.Sprintf("killed %v", killed), func(t *testing.T) {
-			cfg := config(t)
-			cfg.write(t, resolvConf, original)
-			cmd := exec.Command(os.Args[0])
-			cmd.Env = append(os.Environ(), "RESOLVCONF_TEST_AS=up", "RESOLVCONF_TEST_ROOT="+cfg.Root)
-			stdin, err := cmd.StdinPipe()
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := cmd.Start(); err != nil {
-				t.Fatal(err)
-			}
-			waitFor(t, "the file to be set", func() bool { return strings.HasPrefix(cfg.read(t, resolvConf), header) })
-			if killed {
-				cmd.Process.Kill()
-			} else {
-				fmt.Fprintln(stdin, "down")
-			}
-			cmd.Wait()
-			waitFor(t, "the file to be restored", func() bool { return cfg.read(t, resolvConf) == original })
-			waitFor(t, "the state to go", func() bool { _, err := os.Stat(cfg.statePath()); return err != nil })
-		})
-	}
 }
 
 func waitFor(t *testing.T, what string, ok func() bool) {

@@ -94,6 +94,12 @@ func (r *fakeResolved) SetLinkMulticastDNS(i int32, s string) *dbus.Error {
 func (r *fakeResolved) RevertLink(i int32) *dbus.Error { return r.did("RevertLink", i) }
 func (r *fakeResolved) FlushCaches() *dbus.Error       { return r.did("FlushCaches") }
 
+func (r *fakeResolved) failWith(method, name string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.fail, r.err = method, name
+}
+
 func (r *fakeResolved) said() []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -163,7 +169,7 @@ func TestResolved(t *testing.T) {
 
 func TestResolvedErrors(t *testing.T) {
 	cfg, r, _ := withResolved(t)
-	r.fail, r.err = "SetLinkDNS", "org.freedesktop.resolve1.LinkBusy"
+	r.failWith("SetLinkDNS", "org.freedesktop.resolve1.LinkBusy")
 	if _, _, err := Set(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), "SetLinkDNS of link weft0") {
 		t.Errorf("Set: %v", err)
 	}
@@ -171,12 +177,12 @@ func TestResolvedErrors(t *testing.T) {
 		t.Errorf("what was begun was not undone: %v", said)
 	}
 	// An older version lacks a method that does not matter.
-	r.fail, r.err = "SetLinkDNSOverTLS", "org.freedesktop.DBus.Error.UnknownMethod"
+	r.failWith("SetLinkDNSOverTLS", "org.freedesktop.DBus.Error.UnknownMethod")
 	if _, how, err := Set(t.Context(), cfg); err != nil || how != ByResolved {
 		t.Errorf("Set with an older version: %s %v", how, err)
 	}
 	// The link went, and took its settings along.
-	r.fail, r.err = "RevertLink", noSuchLink
+	r.failWith("RevertLink", noSuchLink)
 	mustRecover(t, cfg, "")
 	clean(t, cfg)
 }
