@@ -71,18 +71,14 @@ func (f *Firewall) Set(ctx context.Context, p peers.Policy) (changed bool, err e
 	}
 	defer k.Close()
 
-	have, err := k.read()
-	if err != nil {
+	d, err := k.difference(want)
+	if err != nil || d.empty() {
 		return false, err
 	}
-	d := compare(have, want)
-	if d.empty() {
-		return false, nil
-	}
 	if d.why == "" {
-		if err = k.update(want, d); err == nil {
+		if err = k.update(d); err == nil {
 			f.log.Info("firewall: updated", "added", d.added(), "removed", d.removed())
-			return true, f.verify(k, want)
+			return true, verify(ctx, k, want)
 		}
 		// Somebody changed a set since we read it.
 		d.why = err.Error()
@@ -91,19 +87,34 @@ func (f *Firewall) Set(ctx context.Context, p peers.Policy) (changed bool, err e
 		return false, fmt.Errorf("replace table inet %s: %w", tableName, err)
 	}
 	f.log.Info("firewall: replaced", "why", d.why)
-	return true, f.verify(k, want)
+	return true, verify(ctx, k, want)
 }
 
-// verify asks the kernel whether it holds what it has accepted.
-func (f *Firewall) verify(k *kernel, want Table) error {
-	have, err := k.read()
-	if err != nil {
-		return err
+// settle is how long the kernel may take to show what it has accepted.
+const settle = 2 * time.Second
+
+// verify asks the kernel whether it holds what it has accepted. While a hash set
+// grows its elements move, and a list of them can miss some: so it asks again.
+func verify(ctx context.Context, k *kernel, want Table) error {
+	ctx, cancel := context.WithTimeout(ctx, settle)
+	defer cancel()
+	again := time.NewTicker(10 * time.Millisecond)
+	defer again.Stop()
+	for {
+		have, err := k.read()
+		if err != nil {
+			return err
+		}
+		d := compare(have, want)
+		if d.empty() {
+			return nil
+		}
+		select {
+		case <-again.C:
+		case <-ctx.Done():
+			return fmt.Errorf("table inet %s is not as it was set: %s", tableName, d)
+		}
 	}
-	if d := compare(have, want); !d.empty() {
-		return fmt.Errorf("table inet %s is not as it was set: %s", tableName, d)
-	}
-	return nil
 }
 
 // Remove takes the table away: what its links carry then is let through. It is

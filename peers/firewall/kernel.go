@@ -191,6 +191,24 @@ func compareRules(have []string, want []Rule) (why string) {
 	return ""
 }
 
+// difference asks the kernel and compares. When elements seem to be missing it asks
+// until it gets the same answer twice: see verify.
+func (k *kernel) difference(want Table) (d difference, err error) {
+	last := ""
+	for range 5 {
+		have, err := k.read()
+		if err != nil {
+			return d, err
+		}
+		d = compare(have, want)
+		if d.empty() || d.why != "" || d.String() == last {
+			break
+		}
+		last = d.String()
+	}
+	return d, nil
+}
+
 // subtract returns what is in a and not in b; both are sorted.
 func subtract(a, b []Element) []Element {
 	in := make(map[Element]struct{}, len(b))
@@ -211,7 +229,7 @@ func ourTable() *nftables.Table {
 }
 
 // update adds and deletes elements, in one transaction.
-func (k *kernel) update(want Table, d difference) error {
+func (k *kernel) update(d difference) error {
 	t := ourTable()
 	for _, x := range d.deltas {
 		s := x.set.spec(t)

@@ -22,7 +22,7 @@ const (
 	dropped  = "dropped"  // silence
 )
 
-const patience = 300 * time.Millisecond
+const patience = 5 * time.Second
 
 // who is where, and by which port it speaks.
 func who(name string) (port string, a netip.Addr) {

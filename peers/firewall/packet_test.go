@@ -124,6 +124,14 @@ func sourceOf(p []byte) netip.Addr {
 	return a
 }
 
+func destOf(p []byte) netip.Addr {
+	if len(p) < 40 {
+		return netip.Addr{}
+	}
+	a, _ := netip.AddrFromSlice(p[24:40])
+	return a
+}
+
 // icmpOf returns type and code of an ICMPv6 packet without extension headers.
 func icmpOf(p []byte) (kind, code byte, ok bool) {
 	if len(p) < 44 || p[6] != unix.IPPROTO_ICMPV6 {

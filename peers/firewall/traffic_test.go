@@ -3,6 +3,7 @@ package firewall
 import (
 	"bytes"
 	"encoding/binary"
+	"fmt"
 	"net"
 	"net/netip"
 	"testing"
@@ -20,9 +21,7 @@ func TestZeroPolicyRefusesEverything(t *testing.T) {
 	t.Parallel()
 	l := newLab(t)
 	set(t, l.Firewall, peers.Policy{})
-	before := l.drops(t)
 	var s tags
-	var sent uint64
 	for _, cell := range [][2]string{{"a", "b"}, {"a", "host1"}, {"a", "::3"}, {"a", "remote1"}, {"remote1", "a"}, {"otherhost", "self"}, {"fe80::2", "fe80::1"}} {
 		_, src := who(cell[0])
 		_, dst := who(cell[1])
@@ -32,25 +31,34 @@ func TestZeroPolicyRefusesEverything(t *testing.T) {
 		}
 		from.send(t, packet(src, dst, 255, unix.IPPROTO_ICMPV6, echo(src, dst, s.next())))
 		from.send(t, packet(src, dst, 255, unix.IPPROTO_ICMPV6, solicit(src, dst, dst, s.next())))
-		sent += 2
 	}
-	// Each is counted where it is dropped: at the door.
-	eventually(t, "all that was sent is dropped", func() bool { return l.drops(t)-before == sent })
+	// What is sent after them, under another policy, proves that they had their
+	// chance. The host's own reports of its multicast groups have a hop-by-hop header.
+	set(t, l.Firewall, testPolicy())
 	for name, p := range l.ports {
-		// The host's own reports of its multicast groups have a hop-by-hop header.
-		if got := p.wait(0, func(p []byte) bool { return p[6] != unix.IPPROTO_HOPOPTS }); got != nil {
-			t.Errorf("%s saw %x", name, got)
+		src, dst := addr("1:200:6:1:2"), addr("1:100:5:0:1")
+		if name != "tunnel" {
+			_, src = who(name)
+			dst = addr(fmt.Sprintf("%d:100:5:0:1", src.As16()[7]))
+		}
+		barrier := s.next()
+		p.send(t, packet(src, dst, 64, unix.IPPROTO_ICMPV6, echo(src, dst, barrier)))
+		var stray []byte
+		if p.wait(patience, func(p []byte) bool {
+			if bytes.Contains(p, barrier.bytes()) {
+				return true
+			}
+			if kind, _, ok := icmpOf(p); !ok && p[6] != unix.IPPROTO_HOPOPTS || ok && kind != neighbourSolicitation {
+				stray = p
+			}
+			return false
+		}) == nil {
+			t.Fatalf("%s is not answered under another policy", name)
+		}
+		if stray != nil {
+			t.Errorf("%s saw %x", name, stray)
 		}
 	}
-}
-
-// drops is how many packets prerouting has dropped.
-func (l *lab) drops(t *testing.T) (n uint64) {
-	t.Helper()
-	for _, c := range counters(t, l.Firewall, "prerouting") {
-		n += c
-	}
-	return n
 }
 
 func eventually(t *testing.T, what string, ok func() bool) {
@@ -81,7 +89,7 @@ func TestNoIPv4(t *testing.T) {
 	addAddr4("weft0", "10.0.1.1/24")
 	sysctl(t, l.plane, "net/ipv4/ip_forward", "1")
 
-	before := l.drops(t)
+	drops := func() uint64 { return counters(t, l.Firewall, "prerouting")[0] }
 	ping := func(src, dst string) []byte {
 		p := []byte{0x45, 0, 0, 28, 0, 0, 0, 0, 64, unix.IPPROTO_ICMP, 0, 0}
 		p = append(append(p, netip.MustParseAddr(src).AsSlice()...), netip.MustParseAddr(dst).AsSlice()...)
@@ -97,7 +105,7 @@ func TestNoIPv4(t *testing.T) {
 	a.header = header
 	tunnel.send(t, ping("10.0.1.2", "10.0.1.1"))
 	tunnel.send(t, ping("10.0.1.2", "10.0.0.2"))
-	eventually(t, "four IPv4 packets are dropped", func() bool { return l.drops(t)-before == 4 })
+	eventually(t, "four IPv4 packets are dropped", func() bool { return drops() == 4 })
 	if got := tunnel.wait(0, func(p []byte) bool { return p[0]>>4 == 4 }); got != nil {
 		t.Errorf("an IPv4 packet left by the tunnel: %x", got)
 	}
@@ -126,6 +134,7 @@ func TestNeighbours(t *testing.T) {
 		kind, _, ok := icmpOf(p)
 		return ok && kind == neighbourAdvert
 	}
+	allNodes := netip.MustParseAddr("ff02::1")
 	tests := []struct {
 		name, src string
 		dst       netip.Addr
@@ -154,7 +163,14 @@ func TestNeighbours(t *testing.T) {
 		ask()
 		if tt.answered {
 			// The link joins its multicast groups a moment after it came up.
-			eventually(t, tt.name+": an answer", func() bool { ask(); return a.wait(20*time.Millisecond, advert) != nil })
+			eventually(t, tt.name+": an answer", func() bool {
+				ask()
+				to := src
+				if src.IsUnspecified() {
+					to = allNodes // where one without an address hears it
+				}
+				return a.wait(20*time.Millisecond, func(p []byte) bool { return advert(p) && destOf(p) == to }) != nil
+			})
 			continue
 		}
 		// What follows is answered; so what came before had its chance.
@@ -317,9 +333,6 @@ func TestHostsOwnFlows(t *testing.T) {
 			t.Errorf("%s asked %s: %q, %v", tt.host, tt.peer, buf[:n], err)
 		}
 	}
-	if n := conntrackEntries(t, l.plane); n != len(tests) {
-		t.Errorf("%d entries of connection tracking, want %d", n, len(tests))
-	}
 	for _, tt := range tests {
 		port, to := who(tt.peer)
 		_, from := who(tt.host)
@@ -344,5 +357,75 @@ func TestHostsOwnFlows(t *testing.T) {
 				break
 			}
 		}
+	}
+	if n := conntrackEntries(t, l.plane); n != len(tests) {
+		t.Errorf("%d entries of connection tracking, want %d: no echo is tracked", n, len(tests))
+	}
+}
+
+// Queries and probes are answered, and neither leaves anything in connection
+// tracking; the host can ask itself too.
+func TestQueriesAndProbesAreAnswered(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	answer := func(at string, port uint16) {
+		_, a := who(at)
+		var conn *net.UDPConn
+		check(t, l.plane.Do(func() (err error) {
+			conn, err = net.ListenUDP("udp6", net.UDPAddrFromAddrPort(netip.AddrPortFrom(a, port)))
+			return err
+		}))
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			buf := make([]byte, 512)
+			for {
+				n, from, err := conn.ReadFromUDPAddrPort(buf)
+				if err != nil {
+					return
+				}
+				conn.WriteToUDPAddrPort(append([]byte("re: "), buf[:n]...), from)
+			}
+		}()
+		t.Cleanup(func() { conn.Close(); <-done })
+	}
+	var s tags
+	for _, tt := range []struct {
+		at   string
+		port uint16
+		from []string
+	}{
+		{"::3", 53, []string{"a", "c"}},
+		{"1::3", 53, []string{"a", "client1"}},
+		{"self", 7447, []string{"otherhost", "prober1"}},
+	} {
+		answer(tt.at, tt.port)
+		_, dst := who(tt.at)
+		for _, from := range tt.from {
+			port, src := who(from)
+			g := s.next()
+			l.ports[port].send(t, packet(src, dst, 64, unix.IPPROTO_UDP, udp(src, dst, tt.port, g)))
+			if l.ports[port].wait(patience, func(p []byte) bool { return bytes.Contains(p, []byte("re: ")) && bytes.Contains(p, g.bytes()) }) == nil {
+				t.Errorf("%s asked %s: no answer", from, tt.at)
+			}
+		}
+	}
+	if n := conntrackEntries(t, l.plane); n != 0 {
+		t.Errorf("%d entries of connection tracking, want none", n)
+	}
+	_, dst := who("1::3")
+	var conn *net.UDPConn
+	check(t, l.plane.Do(func() (err error) {
+		conn, err = net.DialUDP("udp6", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(dst, 53)))
+		return err
+	}))
+	defer conn.Close()
+	check(t, conn.SetDeadline(time.Now().Add(patience)))
+	buf := make([]byte, 100)
+	if _, err := conn.Write([]byte("self")); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := conn.Read(buf); err != nil || string(buf[:n]) != "re: self" {
+		t.Errorf("the host asked itself: %q, %v", buf[:n], err)
 	}
 }
