@@ -59,11 +59,11 @@ func TestReadmeOnThreeServers(t *testing.T) {
 		places[name] = h
 		addresses = append(addresses, fmt.Sprintf("192.0.2.%d", 11+i), h.Addr().String())
 	}
-	yours := strings.NewReplacer(addresses...)
+	yours := strings.NewReplacer(append(addresses, "sudo ", "")...) // everybody is root here
 	// typed is a command as a person types it into a shell there, in the home
 	// directory, "put your own addresses" done.
 	typed := func(command string) []string {
-		return []string{"-ec", "PATH=" + bin(t) + ":$PATH; sudo() { \"$@\"; }; " + yours.Replace(command)}
+		return []string{"-ec", "PATH=" + bin(t) + ":$PATH; " + yours.Replace(command)}
 	}
 	shell := func(ctx context.Context, place, command string) (string, error) {
 		return places[place].Run(ctx, "bash", typed(command)...)
@@ -72,8 +72,14 @@ func TestReadmeOnThreeServers(t *testing.T) {
 		for _, place := range s.places {
 			for _, command := range s.commands {
 				t.Logf("%s$ %s", place, command)
+				if strings.HasPrefix(command, "weft run") {
+					await(t, "the agent of "+place+" to have joined", 10*time.Second, func(ctx context.Context) error {
+						_, err := shell(ctx, place, "weft status")
+						return err
+					})
+				}
 				if s.background {
-					_, err := places[place].Start("typed", "bash", typed(command), nil)
+					_, err := places[place].Start("typed", "bash", typed("exec "+command), nil)
 					if err != nil {
 						t.Fatal(err)
 					}
@@ -87,6 +93,9 @@ func TestReadmeOnThreeServers(t *testing.T) {
 					}
 					if err == nil && strings.Contains(command, "http://web.internal/") && !strings.Contains(out, "Directory listing") {
 						err = fmt.Errorf("the page is not web's: %q", out)
+					}
+					if err == nil && strings.HasPrefix(command, "weft machine list") && strings.Count(out, " web ") != 2 {
+						err = fmt.Errorf("these are not the two machines:\n%s", out)
 					}
 					return err
 				})

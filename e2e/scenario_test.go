@@ -322,7 +322,7 @@ func TestRenewalOfAnExpiredCertificate(t *testing.T) {
 	}
 	stopped := time.Now()
 	await(t, "the host's absence", 10*time.Second, func(ctx context.Context) error {
-		if out := weft(t, w, "host", "list"); !strings.Contains(out, "no") {
+		if out := weft(t, w, "host", "list"); !strings.Contains(out, "away") {
 			return fmt.Errorf("it is still present:\n%s", out)
 		}
 		return nil

@@ -26,7 +26,7 @@ func TestBuildAndServe(t *testing.T) {
 		t.Errorf("with WEFT_BIN, one missing: %v", err)
 	}
 
-	l := newLab(t)
+	l := newLab(t, "curl")
 	a, b := newHost(t, l, "a", HostConfig{}), newHost(t, l, "b", HostConfig{IPv6: true})
 	p, err := b.Start("echo", bin.Path("echo"), nil, []string{"WEFT_NAME=web-1", "WEFT_REGION=fra"})
 	must(t, err)

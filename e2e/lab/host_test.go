@@ -18,7 +18,7 @@ import (
 // What a host has to itself, and what it shares with the machine.
 func TestHostIsItsOwn(t *testing.T) {
 	t.Parallel()
-	l := newLab(t)
+	l := newLab(t, "ip")
 	resolver := netip.MustParseAddr("192.0.2.53")
 	a := newHost(t, l, "a", HostConfig{IPv6: true, MTU: 1400, Resolvers: []netip.Addr{resolver}, Env: []string{"COLOUR=red"}})
 	b := newHost(t, l, "b", HostConfig{Gateway: a})
@@ -107,7 +107,7 @@ func TestNames(t *testing.T) {
 // others reach the host again.
 func TestReboot(t *testing.T) {
 	t.Parallel()
-	l := newLab(t)
+	l := newLab(t, "ping", "pgrep")
 	a, b := newHost(t, l, "a", HostConfig{}), newHost(t, l, "b", HostConfig{})
 	r, err := l.NAT("r", NATConfig{})
 	must(t, err)
@@ -197,7 +197,7 @@ func TestCloseReports(t *testing.T) {
 	if got, err := os.ReadFile(order); string(got) != "second\nfirst\n" || err != nil {
 		t.Errorf("ended in the order %q, %v", got, err)
 	}
-	if _, err := os.Stat(l.Dir()); !errors.Is(err, os.ErrNotExist) {
+	if _, err := os.Stat(filepath.Dir(l.Dir())); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the directory is still there: %v", err)
 	}
 	if err := l.Close(); err != nil {
@@ -226,7 +226,7 @@ func TestKeepDir(t *testing.T) {
 // What a person is told to type works.
 func TestEnter(t *testing.T) {
 	t.Parallel()
-	l := newLab(t)
+	l := newLab(t, "nsenter")
 	a := newHost(t, l, "a", HostConfig{})
 	words := strings.Fields(a.Enter() + " hostname")
 	out, err := exec.CommandContext(t.Context(), words[0], words[1:]...).CombinedOutput()

@@ -38,9 +38,9 @@ import (
 
 // Config says where a lab is. The zero value works.
 type Config struct {
-	// Dir is where the lab makes its scratch directory, which it removes in the end.
-	// That of a lab that was killed goes when the next one is made in the same Dir.
-	// "": weft-lab in the directory for temporary files.
+	// Dir is where the lab makes its scratch directory. In the end it removes that,
+	// and Dir if it is empty then. What a lab that was killed left goes when the next
+	// one is made in the same Dir. "": weft-lab in the directory for temporary files.
 	Dir   string
 	Log   *slog.Logger  // one line per effect; nil: none
 	Seed  uint64        // of the losses; 0: a random one, see Lab.Seed

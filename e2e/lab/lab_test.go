@@ -3,8 +3,10 @@ package lab
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -23,20 +25,27 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// need skips a test where there can be no lab.
-func need(t testing.TB) {
+// need skips a test where there can be no lab, or a tool is missing that the test
+// uses on a host.
+func need(t testing.TB, tools ...string) {
 	t.Helper()
-	if err := Check(); err != nil {
-		if os.Getenv("CI") == "true" {
-			t.Fatal(err)
+	err := Check()
+	for _, tool := range tools {
+		if _, errTool := exec.LookPath(lookPath(tool)); err == nil && errTool != nil {
+			err = fmt.Errorf("the test runs %s, which is not installed", tool)
 		}
+	}
+	if err != nil && os.Getenv("CI") == "true" {
+		t.Fatal(err)
+	}
+	if err != nil {
 		t.Skip(err)
 	}
 }
 
-func newLab(t testing.TB) *Lab {
+func newLab(t testing.TB, tools ...string) *Lab {
 	t.Helper()
-	need(t)
+	need(t, tools...)
 	l, err := New(Config{Dir: t.TempDir(), Seed: 1, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
 	if err != nil {
 		t.Fatal(err)

@@ -18,7 +18,7 @@ type home struct {
 }
 
 func newHome(t *testing.T, cfg NATConfig) home {
-	l := newLab(t)
+	l := newLab(t, "ping", "ip")
 	h := home{a: newHost(t, l, "a", HostConfig{}), b: newHost(t, l, "b", HostConfig{})}
 	var err error
 	h.router, err = l.NAT("r", cfg)

@@ -18,7 +18,7 @@ import (
 
 func TestProcess(t *testing.T) {
 	t.Parallel()
-	l := newLab(t)
+	l := newLab(t, "pkill")
 	h := newHost(t, l, "a", HostConfig{Env: []string{"X=1", "Y=1"}})
 	p, err := h.Start("p", "sh", []string{"-c", "echo out $X $Y; echo err >&2; pwd; sleep 1000; echo never"}, []string{"Y=2"})
 	must(t, err)
@@ -131,7 +131,7 @@ func TestRun(t *testing.T) {
 // reaped, not left as zombies.
 func TestRunLeavesADaemon(t *testing.T) {
 	t.Parallel()
-	l := newLab(t)
+	l := newLab(t, "ps", "pkill")
 	h := newHost(t, l, "a", HostConfig{})
 	began := time.Now()
 	sh(t, h, "setsid sleep 30 & setsid sleep 0.01 & true")
@@ -150,7 +150,7 @@ func TestRunLeavesADaemon(t *testing.T) {
 // As the machines of `weft run`: namespaces of their own, inside a host's.
 func TestRunIn(t *testing.T) {
 	t.Parallel()
-	l := newLab(t)
+	l := newLab(t, "unshare")
 	h := newHost(t, l, "a", HostConfig{})
 	p, err := h.Start("machine", "unshare", []string{"-n", "-m", "-p", "-u", "-f", "--mount-proc", "--kill-child", "sh", "-c", "hostname inner; mount -t tmpfs t /mnt; touch /mnt/inner; echo up; sleep 1000"}, nil)
 	must(t, err)

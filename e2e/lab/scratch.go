@@ -13,37 +13,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// scratch is a lab's directory. Its owner holds a lock on a file in it, which ends
-// with the owner's process: a directory that can be locked is nobody's.
+// scratch is a lab's directory. Its owner holds a lock on it, which ends with the
+// owner's process: a directory that can be locked is nobody's.
 type scratch struct {
-	dir  string
-	lock *os.File
+	base, dir string
+	lock      *os.File
 }
 
 // newScratch makes a directory in base and removes those of labs that are gone.
 func newScratch(base string) (*scratch, error) {
-	if err := os.MkdirAll(base, 0o755); err != nil {
-		return nil, fmt.Errorf("make the lab's directory: %w", err)
-	}
-	// In a directory for everybody, somebody else may have been there first.
-	info, err := os.Lstat(base)
+	all, err := lockBase(base)
 	if err != nil {
 		return nil, fmt.Errorf("make the lab's directory: %w", err)
-	}
-	if st, ok := info.Sys().(*syscall.Stat_t); !info.IsDir() || !ok || int(st.Uid) != os.Geteuid() {
-		return nil, fmt.Errorf("make the lab's directory in %s: it is not a directory of our own", base)
-	}
-	// One at a time: a directory is unlocked for the moment between making it and
-	// locking it.
-	all, err := lockFile(filepath.Join(base, ".lock"), unix.LOCK_EX)
-	if err != nil {
-		return nil, err
 	}
 	defer all.Close()
 	if err := sweep(base); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("remove what an earlier lab left: %w", err)
 	}
-	s := &scratch{}
+	s := &scratch{base: base}
 	if s.dir, err = os.MkdirTemp(base, fmt.Sprintf("lab-%d-", os.Getpid())); err != nil {
 		return nil, fmt.Errorf("make the lab's directory: %w", err)
 	}
@@ -51,8 +38,45 @@ func newScratch(base string) (*scratch, error) {
 	if err := os.Chmod(s.dir, 0o755); err != nil {
 		return nil, fmt.Errorf("make the lab's directory: %w", err)
 	}
-	s.lock, err = lockFile(filepath.Join(s.dir, ".lock"), unix.LOCK_EX|unix.LOCK_NB)
-	return s, err
+	if s.lock, err = lockDir(s.dir, unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return nil, fmt.Errorf("make the lab's directory: %w", err)
+	}
+	return s, nil
+}
+
+// lockBase makes base, if need be, and takes its lock, so that there is one at a
+// time who makes and removes in it: between making a directory and locking it, it
+// looks like nobody's.
+func lockBase(base string) (*os.File, error) {
+	for {
+		// "It exists" is also what removing it in the middle of this call looks like.
+		if err := os.MkdirAll(base, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+			return nil, err
+		}
+		// In a directory for everybody, somebody else may have been there first.
+		info, err := os.Lstat(base)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if st, ok := info.Sys().(*syscall.Stat_t); !info.IsDir() || !ok || int(st.Uid) != os.Geteuid() {
+			return nil, fmt.Errorf("%s is not a directory of our own", base)
+		}
+		lock, err := lockDir(base, unix.LOCK_EX)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		// While we waited, the one before may have removed it.
+		if now, err := os.Lstat(base); err == nil && os.SameFile(info, now) {
+			return lock, nil
+		}
+		lock.Close()
+	}
 }
 
 // sweep removes the directories whose owner is gone.
@@ -62,7 +86,7 @@ func sweep(base string) error {
 		return err
 	}
 	for _, dir := range dirs {
-		lock, err := lockFile(filepath.Join(dir, ".lock"), unix.LOCK_EX|unix.LOCK_NB)
+		lock, err := lockDir(dir, unix.LOCK_EX|unix.LOCK_NB)
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			continue
 		}
@@ -72,16 +96,16 @@ func sweep(base string) error {
 		err = os.RemoveAll(dir)
 		lock.Close()
 		if err != nil {
-			return fmt.Errorf("remove what an earlier lab left: %w", err)
+			return err
 		}
 	}
 	return nil
 }
 
-func lockFile(path string, how int) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+func lockDir(path string, how int) (*os.File, error) {
+	f, err := os.Open(path)
 	if err != nil {
-		return nil, fmt.Errorf("lock the lab's directory: %w", err)
+		return nil, err
 	}
 	for {
 		err = unix.Flock(int(f.Fd()), how)
@@ -96,13 +120,21 @@ func lockFile(path string, how int) (*os.File, error) {
 	return f, nil
 }
 
-// close gives the directory up.
+// close gives the directory up, and base with it if nothing else is there.
 func (s *scratch) close(keep bool) error {
 	defer s.lock.Close()
 	if keep {
 		return nil
 	}
+	all, err := lockBase(s.base)
+	if err != nil {
+		return fmt.Errorf("remove the lab's directory: %w", err)
+	}
+	defer all.Close()
 	if err := os.RemoveAll(s.dir); err != nil {
+		return fmt.Errorf("remove the lab's directory: %w", err)
+	}
+	if err := os.Remove(s.base); err != nil && !errors.Is(err, unix.ENOTEMPTY) {
 		return fmt.Errorf("remove the lab's directory: %w", err)
 	}
 	return nil

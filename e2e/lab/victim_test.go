@@ -151,7 +151,7 @@ func processes(match func(pid int) bool) (pids []int) {
 // leaves no link, name, mount or namespace; its directory goes with the next lab.
 func TestKilledLab(t *testing.T) {
 	t.Parallel()
-	need(t)
+	need(t, "ip", "unshare")
 	dir := t.TempDir()
 	child := exec.Command("/proc/self/exe")
 	child.Env = append(os.Environ(), victimDir+"="+dir)
