@@ -3,6 +3,7 @@ package mesh
 import (
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
@@ -159,11 +160,6 @@ func (v View) Policy(link string, probePort uint16, attachments []peers.Attachme
 		})
 	}
 	slices.SortFunc(p.Networks, func(a, b peers.Network) int { return peers.ComparePrefix(a.Prefix, b.Prefix) })
-	slices.SortFunc(p.Attachments, func(a, b peers.Attachment) int {
-		if a.Link < b.Link {
-			return -1
-		}
-		return 1
-	})
+	slices.SortFunc(p.Attachments, func(a, b peers.Attachment) int { return strings.Compare(a.Link, b.Link) })
 	return p
 }

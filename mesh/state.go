@@ -166,7 +166,9 @@ func (s *State) indexMachine(key string, by int) {
 func (s *State) indexClient(key string, by int) {
 	if c, ok := s.Clients.Get(key); ok {
 		s.byTLS = entry(s.byTLS, c.TLSKey, "client/"+key, by)
-		s.byHost = entry(s.byHost, c.Gateway+"/c/"+key, key, by)
+		if c.Gateway != "" {
+			s.byHost = entry(s.byHost, c.Gateway+"/c/"+key, key, by)
+		}
 		s.carry(c.Home, c.Org, by)
 		s.carry(c.Gateway, c.Org, by)
 	}
@@ -179,10 +181,18 @@ func entry(t Table[string], key, value string, by int) Table[string] {
 	if by > 0 {
 		return t.Set(key, value)
 	}
-	return t.Delete(key)
+	// Another object may have taken the key meanwhile: a difference of two lists
+	// sets before it removes.
+	if now, _ := t.Get(key); now == value {
+		return t.Delete(key)
+	}
+	return t
 }
 
 func (s *State) carry(host, org string, by int) {
+	if host == "" {
+		return // a client without a gateway
+	}
 	count := func(t Table[int], key string) Table[int] {
 		n, _ := t.Get(key)
 		if n += by; n > 0 {
@@ -195,23 +205,35 @@ func (s *State) carry(host, org string, by int) {
 }
 
 // OrgsOf returns the names of the orgs that host carries, in order. An org that
-// is being removed is not carried.
+// is being removed is not carried, and neither is one that the host may not carry
+// (any more), whatever is registered there.
 func (s State) OrgsOf(host string) []string {
+	h, ok := s.Hosts.Get(host)
+	if !ok {
+		return nil
+	}
 	var out []string
 	for key := range s.carries.Prefix(host + "/") {
 		name := key[len(host)+1:]
-		if o, ok := s.Orgs.Get(name); ok && !o.Tombstone {
+		if o, ok := s.Orgs.Get(name); ok && !o.Tombstone && h.MayCarry(name) {
 			out = append(out, name)
 		}
 	}
 	return out
 }
 
-// HostsOf returns the names of the hosts that carry org, in order.
+// HostsOf returns the names of the hosts that carry org, in order: those whose
+// OrgsOf has it.
 func (s State) HostsOf(org string) []string {
+	if o, ok := s.Orgs.Get(org); !ok || o.Tombstone {
+		return nil
+	}
 	var out []string
 	for key := range s.carried.Prefix(org + "/") {
-		out = append(out, key[len(org)+1:])
+		name := key[len(org)+1:]
+		if h, ok := s.Hosts.Get(name); ok && h.MayCarry(org) {
+			out = append(out, name)
+		}
 	}
 	return out
 }

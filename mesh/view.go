@@ -105,23 +105,11 @@ func (s State) View(node Node, d Deployment) (v View, ok bool) {
 }
 
 func (s State) viewHost(v *View, self Host) {
+	carried := s.OrgsOf(self.Name)
 	shared := map[string][]string{} // host: orgs
-	for _, name := range s.OrgsOf(self.Name) {
+	for _, name := range carried {
 		org, _ := s.Orgs.Get(name)
 		v.Orgs = append(v.Orgs, org)
-		for _, a := range s.Apps.Prefix(name + "/") {
-			v.Apps = append(v.Apps, a)
-		}
-		for _, m := range s.Machines.Prefix(name + "/") {
-			v.Machines = append(v.Machines, m)
-		}
-		for _, c := range s.Clients.Prefix(name + "/") {
-			vc := ViewClient{Org: c.Org, Name: c.Name, Endpoint: c.Endpoint, Home: c.Home, Gateway: c.Gateway}
-			if c.Gateway == self.Name {
-				vc.Key = &c.Key
-			}
-			v.Clients = append(v.Clients, vc)
-		}
 		for _, h := range s.HostsOf(name) {
 			if h != self.Name {
 				shared[h] = append(shared[h], name)
@@ -133,6 +121,28 @@ func (s State) viewHost(v *View, self Host) {
 			v.Hosts = append(v.Hosts, s.viewOf(h, shared[name]))
 		}
 	}
+	// What is keyed by "<org>/..." comes in the order of such keys, in which "a-b/"
+	// stands before "a/".
+	slices.SortFunc(carried, func(a, b string) int { return strings.Compare(a+"/", b+"/") })
+	for _, name := range carried {
+		s.viewOrg(v, self, name)
+	}
+}
+
+func (s State) viewOrg(v *View, self Host, name string) {
+	for _, a := range s.Apps.Prefix(name + "/") {
+		v.Apps = append(v.Apps, a)
+	}
+	for _, m := range s.Machines.Prefix(name + "/") {
+		v.Machines = append(v.Machines, m)
+	}
+	for _, c := range s.Clients.Prefix(name + "/") {
+		vc := ViewClient{Org: c.Org, Name: c.Name, Endpoint: c.Endpoint, Home: c.Home, Gateway: c.Gateway}
+		if c.Gateway == self.Name {
+			vc.Key = &c.Key
+		}
+		v.Clients = append(v.Clients, vc)
+	}
 }
 
 func (s State) viewOf(h Host, orgs []string) ViewHost {
@@ -143,7 +153,8 @@ func (s State) viewOf(h Host, orgs []string) ViewHost {
 }
 
 // Delta leads from one view of a node to a later one. What is listed replaces
-// what has the same key; Removed names what went, as "<kind>/<key>".
+// what has the same key; Removed names what went, as "<kind>/<key>". Controllers
+// and Roots are whole lists; none means that they stay (a mesh has always some).
 type Delta struct {
 	Revision Revision `json:"revision"`
 	Host     *Host    `json:"host,omitempty"`

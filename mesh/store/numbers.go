@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"strconv"
 	"strings"
 	"time"
@@ -25,7 +26,7 @@ type numbers struct {
 	counter string // key
 	resting string // key prefix; "" if none is ever given back
 	max     uint64
-	usable  func(number uint64) bool // of one that was given back; nil: any
+	usable  func(number uint64, since int64) bool // of one that was given back at revision since; nil: any
 }
 
 func (s *Store) networks(plan ipam.Plan) numbers {
@@ -82,7 +83,7 @@ func (t *tx) lowest(n numbers, kvs []*mvccpb.KeyValue) (number uint64, key strin
 		k := strings.TrimPrefix(string(kv.Key), t.s.root)
 		_, text, _ := strings.Cut(strings.TrimPrefix(k, n.resting), "-")
 		x, err := strconv.ParseUint(text, 10, 64)
-		if err != nil || x == 0 || x > n.max || n.usable != nil && !n.usable(x) {
+		if err != nil || x == 0 || x > n.max || n.usable != nil && !n.usable(x, kv.ModRevision) {
 			continue
 		}
 		if key == "" || x < number {
@@ -103,22 +104,26 @@ func (t *tx) giveHost(number uint32) error {
 	return t.put(restingKey(keyRestingHosts, t.s.now().Add(t.s.config.HostRest), uint64(number)), struct{}{})
 }
 
-// nothingHomed reports that no address is homed at a removed host's number. It
-// asks the mirror: nothing new can be homed at a host that is gone, so a mirror of
-// any time after the removal can only be too careful. Without a mirror the answer
-// is no, and the number rests on.
-func (s *Store) nothingHomed(number uint64) bool {
-	if !s.mirror.isReady() {
+// nothingHomed reports that no address is homed at the number of a host that was
+// removed at revision since. It asks the mirror: nothing new can be homed at a host
+// that is gone, so a mirror of any time after that can only be too careful. Without
+// such a mirror the answer is no, and the number rests on.
+func (s *Store) nothingHomed(number uint64, since int64) bool {
+	state := s.State()
+	if state.Revision.Revision < since {
 		return false
 	}
-	state := s.State()
+	at := func(endpoint netip.Prefix) bool {
+		parts, _ := state.Mesh.Plan.Parts(endpoint.Addr())
+		return uint64(parts.Host.Number) == number
+	}
 	for _, m := range state.Machines.All() {
-		if parts, _ := state.Mesh.Plan.Parts(m.Endpoint.Addr()); uint64(parts.Host.Number) == number {
+		if at(m.Endpoint) {
 			return false
 		}
 	}
 	for _, c := range state.Clients.All() {
-		if parts, _ := state.Mesh.Plan.Parts(c.Endpoint.Addr()); uint64(parts.Host.Number) == number {
+		if at(c.Endpoint) {
 			return false
 		}
 	}
