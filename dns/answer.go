@@ -84,6 +84,9 @@ func (z *Zone) Answer(f Facts, q Query, rnd *rand.Rand) Answer {
 		return Answer{Rcode: Refused}
 	}
 	v := view{org: o, facts: f, asker: o.byAddr[q.Source], regions: z.regions, rnd: rnd}
+	if z.strangers {
+		v.asker = nil
+	}
 	zone, found := zoneName, thing{}
 	switch {
 	case hasSuffix(labels, "internal"):

@@ -28,6 +28,9 @@ type Data struct {
 	Regions  []Region
 	Hosts    []Host // Self included
 	Orgs     []Org
+	// Strangers turns the same-app rule off: nobody is taken for a machine of the app
+	// that he asks for. It is for fault injection.
+	Strangers bool
 }
 
 // Region is a place. Place is nil where it is not known.
@@ -93,9 +96,10 @@ const (
 
 // Zone is an index over Data. It never changes; share it freely.
 type Zone struct {
-	prefix  netip.Prefix
-	regions map[string]bool
-	orgs    map[netip.Prefix]*org // by network, a /64
+	strangers bool
+	prefix    netip.Prefix
+	regions   map[string]bool
+	orgs      map[netip.Prefix]*org // by network, a /64
 }
 
 type org struct {
@@ -156,7 +160,7 @@ type reverse struct {
 // stays), an org outside the mesh or in network 0, and an address outside its
 // org's network.
 func NewZone(d Data) *Zone {
-	z := &Zone{prefix: d.Prefix, regions: map[string]bool{}, orgs: map[netip.Prefix]*org{}}
+	z := &Zone{strangers: d.Strangers, prefix: d.Prefix, regions: map[string]bool{}, orgs: map[netip.Prefix]*org{}}
 	places := map[string]*Place{}
 	for _, r := range d.Regions {
 		if name := lower(r.Name); usableRegion(name) && !z.regions[name] {

@@ -34,7 +34,7 @@ var facts = []fact{
 	{"the other org cannot reach web, nor see its name", []string{"firewall"}, isolated},
 	{"a machine cannot reach its host", []string{"namespace", "firewall"}, hostOutOfReach},
 	{"two delays are swapped: the answers follow", []string{"probes"}, swapped},
-	{"the nearest machine is killed: the name moves", []string{"detach"}, machineKilled},
+	{"the nearest machine is killed: the name moves", []string{"leave"}, machineKilled},
 	{"a whole host is cut off: the name moves", []string{"suspect"}, hostCut},
 	{"controller and etcd gone, an agent restarted: all goes on", []string{"cache"}, controlPlaneGone},
 	{"they return: a new machine appears everywhere", []string{"reconnect"}, controlPlaneBack},

@@ -114,9 +114,10 @@ func readCache(dir string, node mesh.Node) (v *mesh.View, saved time.Time, err e
 	return v, saved, nil
 }
 
-// keepView writes the views that it is woken for, the latest only and not more
+// keepView writes the views that it is woken for, the latest only, at once after a
+// pause and otherwise not more
 // often than pace, until ctx ends; then once more if something is new.
-func keepView(ctx context.Context, dir string, pace time.Duration, wake <-chan struct{}, latest func() *mesh.View, failed func(error)) {
+func keepView(ctx context.Context, dir string, pace time.Duration, wake <-chan struct{}, latest func() *mesh.View, wrote func(*mesh.View, error)) {
 	var kept *mesh.View
 	write := func() {
 		v := latest()
@@ -128,11 +129,11 @@ func keepView(ctx context.Context, dir string, pace time.Duration, wake <-chan s
 			err = enroll.WriteFile(filepath.Join(dir, cacheFile), b)
 		}
 		if err != nil {
-			failed(fmt.Errorf("keep the view in %s: %w", dir, err))
+			wrote(nil, fmt.Errorf("keep the view in %s: %w", dir, err))
 			return
 		}
 		kept = v
-		failed(nil)
+		wrote(v, nil)
 	}
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -149,7 +150,8 @@ func keepView(ctx context.Context, dir string, pace time.Duration, wake <-chan s
 			return
 		case <-timer.C:
 		}
+		began := time.Now()
 		write()
-		timer.Reset(pace)
+		timer.Reset(max(pace, 20*time.Since(began))) // a large view costs little, too
 	}
 }

@@ -55,6 +55,7 @@ type HostConfig struct {
 	MTU       int              // of that link; default: the underlay's less 80, at most 1420
 	Upstreams []netip.AddrPort // resolvers for other names; default: those of /etc/resolv.conf
 	Socket    string           // the local API; default local.HostSocket
+	Metrics   string           // IP:PORT of /metrics and /healthz; default: none
 
 	Timing Timing
 	// Disable switches single mechanisms off, to show that tests notice. It is for
@@ -101,7 +102,7 @@ type Timing struct {
 	Attach     time.Duration // a machine waits at most so long to be in effect; default 15 s
 	Measure    time.Duration // a laptop measures its gateways anew; default 30 s
 	GatewayOut time.Duration // without answers before a laptop takes another one; default 3 s
-	CacheWrite time.Duration // between two writes of the view to disk; default 1 s
+	CacheWrite time.Duration // between two writes of the view to disk, at least; default 100 ms
 	Probe      probe.Timing
 }
 
@@ -120,7 +121,7 @@ func (t Timing) withDefaults() Timing {
 	set(&t.Attach, 15*time.Second)
 	set(&t.Measure, 30*time.Second)
 	set(&t.GatewayOut, 3*time.Second)
-	set(&t.CacheWrite, time.Second)
+	set(&t.CacheWrite, 100*time.Millisecond)
 	t.Probe = t.Probe.WithDefaults()
 	return t
 }
@@ -135,16 +136,21 @@ const (
 	DisableSuspect      = "suspect"       // hosts that do not answer stay in the names
 	DisableRenewal      = "renewal"       // the certificate is not renewed
 	DisableLeave        = "leave"         // the record of a machine that ended stays
-	DisableDNS          = "dns"           // nothing answers on port 53
-	DisableNear         = "near"          // distances are measured, but not given to the resolver
+	DisableDNS          = "dns"           // nothing answers on port 53; a laptop's resolver is left alone
+	DisableNear         = "near"          // all of an app is answered, and distances do not count
 	DisableResolvconf   = "resolvconf"    // a laptop's resolver is not put back
+	DisableNamespace    = "namespace"     // the data plane is in the host's own namespace
+	DisableClients      = "clients"       // a gateway has no tunnels to clients
+	DisableReconnect    = "reconnect"     // a view stream that ended is not opened again
+	DisableSameApp      = "same-app"      // an app's own machines are answered like others
 )
 
 // Mechanisms lists the names that Disable knows, sorted.
 func Mechanisms() []string {
 	return []string{
-		DisableCache, DisableDNS, DisableFirewall, DisableLeave, DisableNear, DisablePresenceHold, DisableProbes,
-		DisableRenewal, DisableResolvconf, DisableSnapshotHold, DisableSuspect,
+		DisableCache, DisableClients, DisableDNS, DisableFirewall, DisableLeave, DisableNamespace, DisableNear,
+		DisablePresenceHold, DisableProbes, DisableReconnect, DisableRenewal, DisableResolvconf, DisableSameApp,
+		DisableSnapshotHold, DisableSuspect,
 	}
 }
 
@@ -196,6 +202,7 @@ func (c LaptopConfig) withDefaults() (LaptopConfig, error) {
 	c.ProbePort = cmp.Or(c.ProbePort, probe.DefaultPort)
 	c.Socket = cmp.Or(c.Socket, local.LaptopSocket)
 	c.Timing = c.Timing.withDefaults()
+	c.NoDNS = c.NoDNS || c.Disable[DisableDNS]
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}

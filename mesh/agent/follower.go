@@ -63,11 +63,14 @@ type follower struct {
 	view     atomic.Pointer[mesh.View]
 	contacts atomic.Pointer[contact]
 	changed  signal
-	keep     chan struct{} // wakes the writer of the cache
+	keep     chan struct{}             // wakes the writer of the cache
+	kept     atomic.Pointer[mesh.View] // that is on disk
+	written  signal
 	// Set before Run, if wanted: called with the view whenever a controller stands by
 	// it, and after the view has changed.
 	confirm func(*mesh.View, time.Time)
 	wake    func()
+	once    bool // fault injection: a stream that ended is not opened again
 }
 
 func newFollower(node mesh.Node, dir string, t Timing, s streams, p *problems, log *slog.Logger) *follower {
@@ -108,13 +111,36 @@ func (f *follower) load() {
 	f.changed.fire()
 }
 
+// awaitKept waits until a view that holds says yes to is on disk, or a while if the
+// disk does not take it.
+func (f *follower) awaitKept(ctx context.Context, holds func(*mesh.View) bool) {
+	if f.dir == "" {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, keepPatience)
+	defer cancel()
+	for {
+		written := f.written.C()
+		if v := f.kept.Load(); v != nil && holds(v) || !wait(ctx, keepPatience, written) {
+			return
+		}
+	}
+}
+
+// keepPatience is how long a machine waits for its record to be on disk.
+const keepPatience = time.Second
+
 // Run follows until ctx ends (nil) or the node is fenced.
 func (f *follower) Run(ctx context.Context) error {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		if f.dir != "" {
-			keepView(ctx, f.dir, f.timing.CacheWrite, f.keep, f.View, func(err error) {
+			keepView(ctx, f.dir, f.timing.CacheWrite, f.keep, f.View, func(v *mesh.View, err error) {
+				if err == nil {
+					f.kept.Store(v)
+					f.written.fire()
+				}
 				if f.problems.err("cache", err) && err != nil {
 					f.log.Error("the view is not kept on disk", "err", err)
 				}
@@ -148,6 +174,9 @@ func (f *follower) Run(ctx context.Context) error {
 			if got {
 				break // back to the one that worked, after a moment
 			}
+		}
+		if f.once {
+			<-ctx.Done()
 		}
 		if !wait(ctx, b.step(), nil) {
 			return nil

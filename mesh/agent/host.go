@@ -5,15 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/netip"
-	"os"
-	"path/filepath"
+	"slices"
 	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
 	"github.com/weftmesh/weft/dns"
 	"github.com/weftmesh/weft/mesh"
@@ -34,6 +31,8 @@ type host struct {
 	effect   atomic.Pointer[applied]
 	effected signal
 	woken    signal // the loop
+	passes   atomic.Uint64
+	passTime atomic.Int64 // of the last pass
 	presence presenceSlot
 }
 
@@ -67,8 +66,17 @@ func RunHost(ctx context.Context, cfg HostConfig) error {
 		state.undo()
 		return err
 	}
+	stats, err := listenMetrics(cfg.Metrics)
+	if err != nil {
+		server.close()
+		state.undo()
+		return err
+	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return server.run(ctx) })
+	if stats != nil {
+		group.Go(func() error { return h.serveMetrics(ctx, stats) })
+	}
 	group.Go(func() error { return h.run(ctx, state, group) })
 	err = group.Wait()
 	if h.plane != nil {
@@ -99,6 +107,7 @@ func (h *host) run(ctx context.Context, state *state, group *errgroup.Group) err
 	}
 	h.presence.start(h.cfg.Timing.Lease, !h.cfg.Disable[DisablePresenceHold])
 	f.confirm, f.wake = h.presence.confirm, h.woken.fire
+	f.once = h.cfg.Disable[DisableReconnect]
 	f.load()
 
 	h.machines, err = openMachines(&machines{
@@ -115,6 +124,7 @@ func (h *host) run(ctx context.Context, state *state, group *errgroup.Group) err
 	l := &loop{
 		system: h.plane, machines: h.machines, tunnels: tunnels{key: m.wireguard(), port: h.cfg.Port, log: h.log}, link: h.cfg.Link,
 		probe: h.cfg.ProbePort, mtu: h.mtu, contact: f.Contact, log: h.log, noWall: h.cfg.Disable[DisableFirewall],
+		noClients: h.cfg.Disable[DisableClients],
 	}
 	group.Go(func() error { return f.Run(ctx) })
 	if !h.cfg.Disable[DisableRenewal] {
@@ -128,12 +138,28 @@ func (h *host) run(ctx context.Context, state *state, group *errgroup.Group) err
 		if v == nil {
 			return nil
 		}
+		start := time.Now()
 		a, err := l.pass(ctx, v)
+		h.passes.Add(1)
+		h.passTime.Store(int64(time.Since(start)))
+		h.problems.set("endpoint", h.endpointProblem(v))
 		h.effect.Store(&a)
 		h.effected.fire()
 		return err
 	})
 	return nil
+}
+
+// endpointProblem tells of an endpoint that was configured after the host joined:
+// others are told the one that it joined with.
+func (h *host) endpointProblem(v *mesh.View) string {
+	switch e := h.cfg.Endpoint; {
+	case e.IsValid() && !slices.Contains(v.Host.Endpoints, e):
+		return fmt.Sprintf("the mesh tells others to reach this host at %v, not at %s as configured", v.Host.Endpoints, e)
+	case !e.IsValid() && !v.Host.NAT && len(v.Host.Endpoints) > 0 && v.Host.Endpoints[0].Port() != h.cfg.Port:
+		return fmt.Sprintf("the mesh tells others to reach this host at %v, and its WireGuard port is %d", v.Host.Endpoints, h.cfg.Port)
+	}
+	return ""
 }
 
 func endpointText(e netip.AddrPort) string {
@@ -182,111 +208,4 @@ func (h *host) publish(now dns.Facts) {
 		}
 	}
 	h.plane.facts.Store(&settled)
-}
-
-// checkSystem looks, before anything is changed, for what a node cannot do without.
-func checkSystem(port uint16, socket string) error {
-	if os.Geteuid() != 0 {
-		return mesh.WithHint(fmt.Errorf("make links and namespaces: %w", os.ErrPermission), "run as root")
-	}
-	tun, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
-	if errors.Is(err, os.ErrNotExist) {
-		return mesh.WithHint(fmt.Errorf("make a tunnel: %w", err), "load the driver: modprobe tun")
-	}
-	if err != nil {
-		return mesh.WithHint(fmt.Errorf("make a tunnel: %w", err), "may this program use TUN devices here? in a container it needs --device /dev/net/tun and NET_ADMIN")
-	}
-	tun.Close()
-	if answers(socket) {
-		return mesh.WithHint(fmt.Errorf("local socket %s: another one answers on it", socket), "only one can run here; end it, or give another --socket and --namespace")
-	}
-	udp, err := net.ListenUDP("udp", &net.UDPAddr{Port: int(port)})
-	if err != nil {
-		return mesh.WithHint(fmt.Errorf("WireGuard's UDP port %d: %w", port, err), "find who has it with: ss -lunp sport = :%d, or choose another one with --listen-port", port)
-	}
-	return udp.Close()
-}
-
-// state is a node's state directory in use by this process.
-type state struct {
-	cfg    Join
-	kind   string
-	lock   *os.File
-	member *member // nil: it has to join
-	made   []string
-}
-
-// openState locks the state directory. It makes nothing that would be left over if
-// the join token cannot be right.
-func openState(j Join, kind string) (*state, error) {
-	s := &state{cfg: j, kind: kind}
-	_, err := os.Stat(filepath.Join(j.StateDir, "node.json"))
-	if errors.Is(err, os.ErrNotExist) {
-		token, err := j.token()
-		if err != nil {
-			return nil, err
-		}
-		if token.Kind != kind {
-			return nil, mesh.WithHint(fmt.Errorf("join token %s: it lets a %s join, and this is a %s", token.ID, token.Kind, kind), "make one with: weft token create --kind %s", kind)
-		}
-		if len(j.Controllers) == 0 {
-			return nil, mesh.WithHint(errors.New("no controller is known"), "say where one is with --controller https://HOST:7443")
-		}
-		s.noteMissing()
-	}
-	if err := os.MkdirAll(j.StateDir, 0o700); err != nil {
-		return nil, fmt.Errorf("state directory: %w", err)
-	}
-	path := filepath.Join(j.StateDir, "lock")
-	if s.lock, err = os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_CLOEXEC, 0o600); err != nil {
-		return nil, fmt.Errorf("state directory: %w", err)
-	}
-	if err := unix.Flock(int(s.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		s.lock.Close()
-		return nil, mesh.WithHint(fmt.Errorf("state directory %s: another process uses it", j.StateDir), "end that one, or give another --state-dir")
-	}
-	return s, nil
-}
-
-// noteMissing remembers what is not there yet, deepest first, for undo.
-func (s *state) noteMissing() {
-	for _, name := range []string{"lock", "resolver.lock", "wireguard.key", "tls.key"} {
-		s.made = append(s.made, filepath.Join(s.cfg.StateDir, name))
-	}
-	for dir := filepath.Clean(s.cfg.StateDir); ; dir = filepath.Dir(dir) {
-		s.made = append(s.made, dir)
-		if dir == filepath.Dir(dir) {
-			break
-		}
-	}
-	missing := s.made[:0]
-	for _, path := range s.made {
-		if _, err := os.Lstat(path); errors.Is(err, os.ErrNotExist) {
-			missing = append(missing, path)
-		}
-	}
-	s.made = missing
-}
-
-// undo takes away what a node that was refused has made.
-func (s *state) undo() {
-	for _, path := range s.made {
-		os.Remove(path) // a directory that somebody has put something into stays
-	}
-}
-
-func (s *state) close() { s.lock.Close() }
-
-// join returns the node's membership, and joins the mesh for it if need be.
-func (s *state) join(ctx context.Context, t Timing, p *problems, log *slog.Logger, request api.EnrollRequest) (*member, error) {
-	m, err := openMember(s.cfg, s.kind, t, p, log)
-	if errors.Is(err, os.ErrNotExist) && m != nil {
-		if err = m.enroll(ctx, s.cfg, request); err != nil && ctx.Err() == nil {
-			s.undo()
-		}
-	}
-	if err != nil {
-		return nil, err
-	}
-	return m, nil
 }

@@ -8,12 +8,15 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
@@ -122,7 +125,7 @@ func newNode(t *testing.T, c *control, name string) *node {
 		Join: Join{
 			StateDir: filepath.Join(dir, "state"), Token: enroll.NewSecret(c.token.Text()), Controllers: []string{c.url()}, Name: name, Version: "test",
 		},
-		Port: freePort(t), Namespace: fmt.Sprintf("wa-%s-%d", name, os.Getpid()), Link: "wa-" + name, SocketDir: filepath.Join(dir, "wg"),
+		Port: freePort(t), Namespace: "weft-" + name, Link: "weft-" + name, SocketDir: filepath.Join(dir, "wg"),
 		Socket: filepath.Join(dir, "run", "agent.sock"), Upstreams: []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:9")},
 		Timing: quick(), Log: log,
 	}}
@@ -298,10 +301,53 @@ func (w *workload) get(to netip.Addr) (string, error) {
 	return string(b[:n]), err
 }
 
+// inNamespace runs the calling test again in a process of its own, in network and
+// mount namespaces of its own, and reports whether this is that process. Whatever
+// the test makes is gone with it.
+func inNamespace(t *testing.T) bool {
+	t.Helper()
+	needRoot(t)
+	const marker = "WEFT_TEST_NAMESPACE"
+	if os.Getenv(marker) == t.Name() {
+		privateSystem(t)
+		return true
+	}
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v="+fmt.Sprint(testing.Verbose()), "-test.timeout=100s")
+	cmd.Env = append(os.Environ(), marker+"="+t.Name())
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	t.Logf("%s", out)
+	return false
+}
+
+// privateSystem gives the process a /run and a resolv.conf of its own, and a
+// loopback that is up.
+func privateSystem(t *testing.T) {
+	t.Helper()
+	resolv := filepath.Join(t.TempDir(), "resolv.conf")
+	lo := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Name: "lo"}}
+	for _, err := range []error{
+		unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""),
+		unix.Mount("tmpfs", "/run", "tmpfs", 0, "mode=755"),
+		os.WriteFile(resolv, []byte("nameserver 127.0.0.1\n"), 0o644),
+		unix.Mount(resolv, "/etc/resolv.conf", "", unix.MS_BIND, ""),
+		netlink.LinkSetUp(lo),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // Two hosts, machines of two orgs, and what becomes of them: the whole loop with
 // the real device, firewall, links and resolver.
 func TestHosts(t *testing.T) {
-	needRoot(t)
+	if !inNamespace(t) {
+		return
+	}
 	c := newControl(t)
 	a, b := newNode(t, c, "a").start(), newNode(t, c, "b").start()
 	eventually(t, 10*time.Second, "both have joined", func() bool { return a.status().Connected && b.status().Connected })

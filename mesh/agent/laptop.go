@@ -238,7 +238,11 @@ func (l *laptop) untilMeasure(ctx context.Context, f *follower, d time.Duration,
 	defer due.Stop()
 	before := gatewayNames(f.View())
 	for {
-		if v := f.View(); gatewayNames(v) != before || v != nil && d == l.cfg.Timing.Measure && l.gatewayOut(v.Client.Gateway) && l.cfg.Gateway == "" {
+		v := f.View()
+		if before == "" && v != nil {
+			return true
+		}
+		if gatewayNames(v) != before || v != nil && d == l.cfg.Timing.Measure && l.gatewayOut(v.Client.Gateway) && l.cfg.Gateway == "" {
 			// Not more often than this, whatever happens.
 			return wait(ctx, time.Second, nil)
 		}

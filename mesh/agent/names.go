@@ -11,8 +11,9 @@ import (
 )
 
 // zoneData is what a host's resolver answers from: the orgs that its view holds.
-func zoneData(v *mesh.View) dns.Data {
-	d := dns.Data{Prefix: v.Plan.Prefix(), Resolver: v.Plan.Resolver(0)}
+// off is HostConfig.Disable.
+func zoneData(v *mesh.View, off map[string]bool) dns.Data {
+	d := dns.Data{Prefix: v.Plan.Prefix(), Resolver: v.Plan.Resolver(0), Strangers: off[DisableSameApp]}
 	for _, r := range v.Regions {
 		region := dns.Region{Name: r.Name}
 		if r.At != nil {
@@ -38,7 +39,11 @@ func zoneData(v *mesh.View) dns.Data {
 	}
 	for _, a := range v.Apps {
 		if i, ok := at[a.Org]; ok {
-			d.Orgs[i].Apps = append(d.Orgs[i].Apps, dns.App{Name: a.Name, Answer: a.Answer, TTL: a.TTL})
+			app := dns.App{Name: a.Name, Answer: a.Answer, TTL: a.TTL}
+			if off[DisableNear] {
+				app.Answer = "all"
+			}
+			d.Orgs[i].Apps = append(d.Orgs[i].Apps, app)
 		}
 	}
 	for _, m := range v.Machines {

@@ -41,15 +41,16 @@ type applied struct {
 
 // loop makes the system what the view says, pass by pass.
 type loop struct {
-	system   system
-	machines *machines
-	tunnels  tunnels
-	link     string
-	probe    uint16
-	mtu      func(*mesh.View) int
-	contact  func() contact
-	log      *slog.Logger
-	noWall   bool // fault injection: no firewall
+	system    system
+	machines  *machines
+	tunnels   tunnels
+	link      string
+	probe     uint16
+	mtu       func(*mesh.View) int
+	contact   func() contact
+	log       *slog.Logger
+	noWall    bool // fault injection: no firewall
+	noClients bool // fault injection: no tunnels to clients
 
 	guarded bool // the firewall has been in force once: it stays
 }
@@ -87,7 +88,7 @@ func (l *loop) pass(ctx context.Context, v *mesh.View) (applied, error) {
 			out.links[a.Link] = true
 		}
 	}
-	fail(l.tunnels.set(ctx, v, l.system.Device))
+	fail(l.tunnels.set(ctx, l.tunnelled(v), l.system.Device))
 	fail(l.routes(v))
 	fail(l.system.Names(v))
 	fail(l.system.Probes(v))
@@ -100,6 +101,16 @@ func (l *loop) pass(ctx context.Context, v *mesh.View) (applied, error) {
 	}
 	out.problem = errors.Join(errs...)
 	return out, out.problem
+}
+
+// tunnelled is the view that the tunnels are made of.
+func (l *loop) tunnelled(v *mesh.View) *mesh.View {
+	if !l.noClients {
+		return v
+	}
+	w := *v
+	w.Clients = nil
+	return &w
 }
 
 func (l *loop) firewall(ctx context.Context, v *mesh.View, attachments []peers.Attachment) error {

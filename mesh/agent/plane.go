@@ -33,6 +33,7 @@ type plane struct {
 	device    guardedDevice
 	resolvers sockets
 	prober    proberSlot
+	server    atomic.Pointer[dns.Server]
 	zone      atomic.Pointer[dns.Zone]
 	zoneOf    *mesh.View // that zone was made of; of the loop alone
 	facts     atomic.Pointer[dns.Facts]
@@ -45,7 +46,11 @@ type plane struct {
 func openPlane(ctx context.Context, cfg HostConfig, mtu func() int, wake func()) (_ *plane, err error) {
 	p := &plane{cfg: cfg, mtu: mtu, wake: wake, log: cfg.Log}
 	p.facts.Store(&dns.Facts{})
-	p.ns, err = netns.Open(cfg.Namespace)
+	if cfg.Disable[DisableNamespace] {
+		p.ns, err = netns.OpenPath("/proc/self/ns/net")
+	} else {
+		p.ns, err = netns.Open(cfg.Namespace)
+	}
 	fresh := errors.Is(err, os.ErrNotExist)
 	if fresh {
 		if p.ns, err = netns.Create(cfg.Namespace); err == nil {
@@ -135,7 +140,7 @@ func (p *plane) Link(c link.Config) ([]string, error) { return link.Set(p.ns, c)
 // with the networks.
 func (p *plane) Names(v *mesh.View) error {
 	if v != p.zoneOf {
-		p.zone.Store(dns.NewZone(zoneData(v)))
+		p.zone.Store(dns.NewZone(zoneData(v, p.cfg.Disable)))
 		p.zoneOf = v
 	}
 	if p.cfg.Disable[DisableDNS] {
@@ -151,6 +156,7 @@ func (p *plane) Names(v *mesh.View) error {
 			return err
 		}
 		p.resolvers.server = server
+		p.server.Store(server)
 	}
 	return p.resolvers.set(want, p.listenDNS, p.log, p.wake)
 }

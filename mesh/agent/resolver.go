@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -152,9 +151,6 @@ func recoverLaptop(ctx context.Context, cfg LaptopConfig) error {
 	note, err := resolvconf.Recover(ctx, resolvconf.Config{StateDir: cfg.StateDir, Log: cfg.Log})
 	if note != "" {
 		cfg.Log.Warn(note)
-	}
-	if _, linkErr := net.InterfaceByName(cfg.Link); linkErr == nil {
-		return err // somebody's link of that name is there: not ours to clear
 	}
 	b, readErr := os.ReadFile(filepath.Join(cfg.StateDir, cacheFile))
 	if readErr != nil {

@@ -70,13 +70,29 @@ func (h *host) attach(w http.ResponseWriter, r *http.Request) {
 		refuse(w, err)
 		return
 	}
-	if _, err := h.view(); err != nil {
+	if err := h.awaitView(r.Context()); err != nil {
 		refuse(w, err)
 		return
 	}
 	if err := h.stay(w, r, request); err != nil {
 		h.log.Warn("machine not attached", "machine", request.Org+"/"+request.ID, "app", request.App, "err", err)
 		refuse(w, err)
+	}
+}
+
+// awaitView waits for the first view to be in effect: a machine may be started
+// together with the agent, as at a boot.
+func (h *host) awaitView(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, h.cfg.Timing.Attach)
+	defer cancel()
+	for {
+		effected := h.effected.C()
+		if h.effect.Load() != nil {
+			return nil
+		}
+		if !wait(ctx, h.cfg.Timing.Attach, effected) {
+			return notYet(&h.problems)
+		}
 	}
 }
 
@@ -97,6 +113,10 @@ func (h *host) stay(w http.ResponseWriter, r *http.Request, request local.Attach
 		return err
 	}
 	v, err := h.inEffect(r.Context(), s)
+	if err == nil {
+		// Whoever lives is known after a restart, even without a controller.
+		h.ready.Load().follower.awaitKept(r.Context(), func(v *mesh.View) bool { return holds(v, s.record) })
+	}
 	var told local.Attached
 	if err == nil {
 		m := attach.Machine{Link: s.link, Alias: "weft machine " + s.key, Endpoint: s.record.Endpoint, MTU: h.mtu(v)}

@@ -93,6 +93,7 @@ func (s *localServer) run(ctx context.Context) error {
 func (s *localServer) close() {
 	s.end()
 	s.http.Close()
+	s.listener.Close()
 	os.Remove(s.path)
 }
 

@@ -1,0 +1,241 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+	"pgregory.net/rapid"
+
+	"github.com/weftmesh/weft/mesh"
+)
+
+// sameView lets cmp look into a view; a Plan is compared as a whole.
+var sameView = cmp.Comparer(func(a, b mesh.View) bool { return cmp.Equal(viewText(a), viewText(b)) })
+
+func viewText(v mesh.View) string {
+	b, err := encodeView(&v, time.Unix(0, 0))
+	if err != nil {
+		return err.Error()
+	}
+	return string(b)
+}
+
+func keyOf(b byte) wgtypes.Key { return wgtypes.Key{31: b} }
+
+// sampleState is a mesh of three hosts, two orgs, machines and clients.
+func sampleState(t testing.TB) mesh.State {
+	p := testPlan(t)
+	var s mesh.State
+	s = s.With(
+		mesh.Change{Key: "mesh", Object: mesh.Mesh{Plan: p, Epoch: 1}},
+		mesh.Change{Key: "regions/fra", Object: mesh.Region{Name: "fra", Number: 129, At: &mesh.Point{Latitude: 50.1, Longitude: 8.7}}},
+		mesh.Change{Key: "regions/nrt", Object: mesh.Region{Name: "nrt", Number: 193}},
+		mesh.Change{Key: "orgs/acme", Object: mesh.Org{Name: "acme", Network: 1}},
+		mesh.Change{Key: "orgs/other", Object: mesh.Org{Name: "other", Network: 2}},
+		mesh.Change{Key: "apps/acme/web", Object: mesh.App{Org: "acme", Name: "web", Answer: "all", TTL: 9}},
+	)
+	for i, name := range []string{"a", "b", "c"} {
+		h := mesh.Host{Name: name, Number: uint32(i + 1), Region: "fra", RegionNumber: 129, Key: keyOf(byte(i + 1)), TLSKey: name, Orgs: []string{mesh.AllOrgs}}
+		if name == "c" {
+			h.Region, h.RegionNumber, h.Cordoned = "nrt", 193, true
+		}
+		h.Endpoints = append(h.Endpoints, addrPort("192.0.2."+string(rune('1'+i))+":51820"))
+		s = s.With(mesh.Change{Key: "hosts/" + name, Object: h}, mesh.Change{Key: "presence/" + name, Object: mesh.Presence{Host: name}},
+			mesh.Change{Key: "machines/acme/web-" + name, Object: mesh.Machine{
+				Org: "acme", ID: "web-" + name, App: "web", Group: "g", Meta: map[string]string{"k": "v"}, Host: name,
+				Endpoint: p.Endpoint(1, h.Position(), 1), State: mesh.StateStarted, Created: time.Unix(int64(i), 0).UTC(),
+			}})
+	}
+	a, _ := s.Hosts.Get("a")
+	b, _ := s.Hosts.Get("b")
+	return s.With(
+		mesh.Change{Key: "machines/other/db", Object: mesh.Machine{Org: "other", ID: "db", App: "db", Host: "a", Endpoint: p.Endpoint(2, a.Position(), 2), State: mesh.StateStopped}},
+		mesh.Change{Key: "clients/acme/anna", Object: mesh.Client{Org: "acme", Name: "anna", Key: keyOf(50), Endpoint: p.Endpoint(1, b.Position(), 9), Home: "b", Gateway: "a"}},
+	)
+}
+
+func sampleView(t testing.TB) *mesh.View {
+	v, ok := sampleState(t).View(mesh.Node{Kind: mesh.KindHost, Name: "a"}, mesh.Deployment{Controllers: []string{"https://192.0.2.9:7443"}})
+	if !ok {
+		t.Fatal("no view")
+	}
+	v.Revision = mesh.Revision{Epoch: 1, Revision: 7}
+	return &v
+}
+
+func TestCacheRoundTrip(t *testing.T) {
+	v := sampleView(t)
+	dir := t.TempDir()
+	b, err := encodeView(v, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, cacheFile), b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	got, _, err := readCache(dir, v.Self)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(*v, *got, sameView); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	if v, _, err := readCache(t.TempDir(), v.Self); v != nil || err != nil {
+		t.Errorf("no cache: %v, %v", v, err)
+	}
+}
+
+// What a full disk, a crash or a curious person can do to the file.
+func TestDamagedCacheIsRefusedAndPutAside(t *testing.T) {
+	v := sampleView(t)
+	good, err := encodeView(v, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := *v
+	other.Self = mesh.Node{Kind: mesh.KindHost, Name: "z"}
+	strange, err := encodeView(&other, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range map[string][]byte{
+		"empty":            {},
+		"cut":              good[:len(good)/2],
+		"zeros":            make([]byte, len(good)),
+		"not JSON":         []byte("hello"),
+		"changed":          bytes.Replace(good, []byte("192.0.2.2"), []byte("192.0.2.7"), 1),
+		"another version":  bytes.Replace(good, []byte(`"version":1`), []byte(`"version":2`), 1),
+		"another node's":   strange,
+		"something behind": append(bytes.Clone(good), good...),
+		"no view":          []byte(`{"version":1,"sha256":"e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"}`),
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			path := filepath.Join(dir, cacheFile)
+			if err := os.WriteFile(path, text, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			v, _, err := readCache(dir, v.Self)
+			if v != nil || !errors.Is(err, errDamaged) || !strings.Contains(err.Error(), path+".damaged") {
+				t.Fatalf("got %v, %v", v, err)
+			}
+			if aside, err := os.ReadFile(path + ".damaged"); err != nil || !bytes.Equal(aside, text) {
+				t.Errorf("put aside: %v", err)
+			}
+			if v, _, err := readCache(dir, mesh.Node{}); v != nil || err != nil {
+				t.Errorf("met again: %v, %v", v, err)
+			}
+		})
+	}
+}
+
+// A damaged cache is a problem in Status and a line in the log, and not the end.
+func TestFollowerStartsWithADamagedCache(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, cacheFile), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	log, text := newLog(t)
+	var p problems
+	f := newFollower(mesh.Node{Kind: mesh.KindHost, Name: "a"}, dir, quick(), nil, &p, log)
+	f.load()
+	if f.View() != nil || len(p.list()) != 1 || !strings.Contains(p.list()[0], "damaged") || !text.contains("the last view is not used") {
+		t.Errorf("view %v, problems %v, log %s", f.View(), p.list(), text)
+	}
+}
+
+// Many changes are one write, and the last one is kept when the agent ends.
+func TestCacheWritesAreCoalesced(t *testing.T) {
+	dir := t.TempDir()
+	v := sampleView(t)
+	wake := make(chan struct{}, 1)
+	writes := 0
+	ctx, cancel := context.WithCancel(t.Context())
+	views := make(chan *mesh.View, 1)
+	views <- v
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		keepView(ctx, dir, time.Hour, wake, func() *mesh.View { x := <-views; views <- x; return x }, func(_ *mesh.View, err error) {
+			if err != nil {
+				t.Errorf("write: %v", err)
+			}
+			writes++
+		})
+	}()
+	wake <- struct{}{}
+	path := filepath.Join(dir, cacheFile)
+	eventually(t, 5*time.Second, "the first view is kept", func() bool { _, err := os.Stat(path); return err == nil })
+	var last mesh.View
+	for i := range 50 {
+		<-views
+		next := *v
+		next.Revision.Revision = int64(100 + i)
+		last = next
+		views <- &next
+		select {
+		case wake <- struct{}{}:
+		default:
+		}
+	}
+	cancel()
+	<-done
+	if writes != 2 {
+		t.Errorf("%d writes, want 2", writes)
+	}
+	got, _, err := readCache(dir, v.Self)
+	if err != nil || got.Revision != last.Revision {
+		t.Errorf("kept %v, %v; want revision %s", got, err, last.Revision)
+	}
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("mode: %v, %v", info, err)
+	}
+	if left, _ := filepath.Glob(filepath.Join(dir, ".*")); len(left) > 0 {
+		t.Errorf("left over: %v", left)
+	}
+}
+
+// Whatever single byte is changed: the file is refused, or says the same.
+func TestCacheChecksum(t *testing.T) {
+	v := sampleView(t)
+	good, err := encodeView(v, time.Unix(0, 0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		bad := bytes.Clone(good)
+		i := rapid.IntRange(0, len(bad)-1).Draw(t, "at")
+		bad[i] ^= byte(rapid.IntRange(1, 255).Draw(t, "bits"))
+		got, _, err := decodeView(bad, v.Self)
+		if err == nil && viewText(*got) != string(good) {
+			t.Fatalf("byte %d (%q): accepted as another view", i, good[max(0, i-20):min(len(good), i+20)])
+		}
+	})
+}
+
+func FuzzDecodeView(f *testing.F) {
+	v := sampleView(f)
+	good, err := encodeView(v, time.Unix(0, 0))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(good)
+	f.Add([]byte(`{"version":1}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		got, _, err := decodeView(b, mesh.Node{})
+		if (got == nil) == (err == nil) {
+			t.Fatalf("%v, %v", got, err)
+		}
+		if got != nil && !got.Plan.IsValid() {
+			t.Fatal("a view without a plan")
+		}
+	})
+}
