@@ -42,7 +42,7 @@ func (v View) hostPeers() []peers.Peer {
 	var out []peers.Peer
 	at := map[string]int{} // host: index in out
 	for _, h := range v.Hosts {
-		p := peers.Peer{Key: h.Key, AllowedIPs: []netip.Prefix{netip.PrefixFrom(v.Plan.HostAddr(0, h.Position()), 128)}}
+		p := peers.Peer{Key: wgtypes.Key(h.Key), AllowedIPs: []netip.Prefix{netip.PrefixFrom(v.Plan.HostAddr(0, h.Position()), 128)}}
 		if len(h.Endpoints) > 0 && !h.NAT {
 			p.Endpoint = h.Endpoints[0]
 		}
@@ -68,7 +68,7 @@ func (v View) hostPeers() []peers.Peer {
 	}
 	for _, c := range v.Clients {
 		if c.Gateway == v.Host.Name && c.Key != nil {
-			out = append(out, peers.Peer{Key: *c.Key, AllowedIPs: []netip.Prefix{c.Endpoint}})
+			out = append(out, peers.Peer{Key: wgtypes.Key(*c.Key), AllowedIPs: []netip.Prefix{c.Endpoint}})
 			continue
 		}
 		away(c.Endpoint, c.Gateway)
@@ -85,7 +85,7 @@ func (v View) clientPeers() []peers.Peer {
 			continue
 		}
 		return []peers.Peer{{
-			Key: h.Key, Endpoint: h.Endpoints[0], Keepalive: keepaliveInterval,
+			Key: wgtypes.Key(h.Key), Endpoint: h.Endpoints[0], Keepalive: keepaliveInterval,
 			AllowedIPs: []netip.Prefix{
 				v.Plan.Network(v.Orgs[0].Network),
 				netip.PrefixFrom(v.Plan.HostAddr(0, h.Position()), 128),

@@ -60,7 +60,7 @@ func threeHosts() State {
 func tunnels(c peers.Config) string {
 	names := map[wgtypes.Key]string{}
 	for _, n := range []string{"fra1", "ams1", "nrt1", "laptop", "phone"} {
-		names[testKey(n)] = n
+		names[wgtypes.Key(testKey(n))] = n
 	}
 	var lines []string
 	for _, p := range c.Peers {
@@ -121,7 +121,7 @@ ams1 at 192.0.2.2:51820 keepalive 25s
 	} {
 		node, _ := ParseNode(tt.node)
 		v, _ := s.View(node, deployment)
-		private := testKey("private")
+		private := wgtypes.Key(testKey("private"))
 		c := v.Config(private, 51820)
 		if c.PrivateKey != private || c.ListenPort != 51820 {
 			t.Errorf("%s: private key or port is not what was given", tt.node)
@@ -169,7 +169,7 @@ func TestConfigIsValid(t *testing.T) {
 		s := drawState(t)
 		for _, node := range nodes(s) {
 			v, _ := s.View(node, deployment)
-			c := v.Config(testKey("private"), 51820)
+			c := v.Config(wgtypes.Key(testKey("private")), 51820)
 			if err := c.Validate(); err != nil {
 				t.Fatalf("tunnels of %s: %v", node, err)
 			}
@@ -209,7 +209,7 @@ func TestLongestMatchFindsTheHost(t *testing.T) {
 				if !ok || !on.MayCarry(m.Org) || m.Host == name {
 					continue
 				}
-				if got := owner(c, m.Address()); got != on.Key {
+				if got := owner(c, m.Address()); got != wgtypes.Key(on.Key) {
 					t.Fatalf("%s sends to machine %s by %s, and it is on %s (%s)", name, m.key(), got, m.Host, on.Key)
 				}
 			}

@@ -76,13 +76,32 @@ func (p *Point) String() string {
 // AllOrgs in Host.Orgs or Token.Orgs stands for every org.
 const AllOrgs = "all"
 
+// Key is a WireGuard public key. As text it is what wg(8) prints.
+type Key wgtypes.Key
+
+// String is base64, as wg(8) prints it.
+func (k Key) String() string { return wgtypes.Key(k).String() }
+
+// MarshalText writes base64.
+func (k Key) MarshalText() ([]byte, error) { return []byte(k.String()), nil }
+
+// UnmarshalText reads base64.
+func (k *Key) UnmarshalText(text []byte) error {
+	parsed, err := wgtypes.ParseKey(string(text))
+	if err != nil {
+		return fmt.Errorf("WireGuard key %q: want 32 bytes in base64", text)
+	}
+	*k = Key(parsed)
+	return nil
+}
+
 // Host is an edge server. Its identity is its two keys.
 type Host struct {
 	Name         string           `json:"name"`
 	Number       uint32           `json:"number"` // unique in the mesh
 	Region       string           `json:"region"`
 	RegionNumber uint8            `json:"region_number"`
-	Key          wgtypes.Key      `json:"key"`     // WireGuard public key
+	Key          Key              `json:"key"`     // WireGuard public key
 	TLSKey       string           `json:"tls_key"` // hash of the TLS public key, see KeyHash in mesh/enroll
 	Endpoints    []netip.AddrPort `json:"endpoints,omitempty"`
 	NAT          bool             `json:"nat,omitempty"` // no endpoint: others wait for it to speak
@@ -131,7 +150,7 @@ func (m Machine) Address() netip.Addr { return ipam.MainAddr(m.Endpoint) }
 type Client struct {
 	Org      string       `json:"org"`
 	Name     string       `json:"name"` // unique in the org
-	Key      wgtypes.Key  `json:"key"`  // WireGuard public key
+	Key      Key          `json:"key"`  // WireGuard public key
 	TLSKey   string       `json:"tls_key,omitempty"`
 	Endpoint netip.Prefix `json:"endpoint"` // its /112, which encodes its home
 	Home     string       `json:"home"`     // host

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 	"pgregory.net/rapid"
 
 	"github.com/weftmesh/weft/ipam"
@@ -26,7 +25,7 @@ func testPlan() ipam.Plan {
 	return p
 }
 
-func testKey(name string) wgtypes.Key { return sha256.Sum256([]byte(name)) }
+func testKey(name string) Key { return sha256.Sum256([]byte(name)) }
 
 var epoch = time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)
 

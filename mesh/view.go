@@ -7,8 +7,6 @@ import (
 	"slices"
 	"strings"
 
-	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
-
 	"github.com/weftmesh/weft/ipam"
 )
 
@@ -39,7 +37,7 @@ type ViewHost struct {
 	Number       uint32           `json:"number"`
 	Region       string           `json:"region"`
 	RegionNumber uint8            `json:"region_number"`
-	Key          wgtypes.Key      `json:"key"`
+	Key          Key              `json:"key"`
 	Endpoints    []netip.AddrPort `json:"endpoints,omitempty"`
 	NAT          bool             `json:"nat,omitempty"`
 	Cordoned     bool             `json:"cordoned,omitempty"`
@@ -57,7 +55,7 @@ type ViewClient struct {
 	Endpoint netip.Prefix `json:"endpoint"`
 	Home     string       `json:"home"`
 	Gateway  string       `json:"gateway"`
-	Key      *wgtypes.Key `json:"key,omitempty"`
+	Key      *Key         `json:"key,omitempty"`
 }
 
 // Deployment is what a view holds beside the State: where the controllers are

@@ -33,7 +33,6 @@ type settings struct {
 	upstream []string
 	backend  *cli.Choice
 	disable  []string
-	metrics  string
 }
 
 func runCommand() *cobra.Command {
@@ -56,7 +55,7 @@ file that --config names, listen-port.`,
 			}
 			c.Version = cli.VersionText()
 			c.Log = s.log.Logger(cmd.ErrOrStderr())
-			return agent.RunHost(cmd.Context(), c)
+			return cli.Missing(agent.RunHost(cmd.Context(), c), c.TokenFile)
 		},
 	}
 	f := cmd.PersistentFlags()
@@ -71,12 +70,13 @@ file that --config names, listen-port.`,
 	f.StringVar(&c.Socket, "socket", local.HostSocket, "where \"weft run\" and \"weft status\" find the agent: `SOCKET`")
 	f.StringVar(&c.Namespace, "namespace", "weft", "network `NAMESPACE` of the data plane")
 	f.StringVar(&c.Link, "link", "weft0", "the WireGuard `LINK` in it")
+	f.StringVar(&c.SocketDir, "uapi-dir", "/var/run/wireguard", "where wg(8) finds the link's control socket: `DIR`")
 	f.IntVar(&c.MTU, "mtu", 0, "`BYTES` of that link (default: as the underlay allows, at most 1420)")
 	s.backend = cli.NewChoice("auto", "userspace")
 	f.Var(s.backend, "backend", "who encrypts")
 	f.StringSliceVar(&s.upstream, "upstream-dns", nil, "resolvers for all other names: `IPS` (default: those of /etc/resolv.conf)")
 	f.Uint16Var(&c.ProbePort, "probe-port", 0, "UDP `PORT` of the probes between hosts, the same in the whole mesh (default 51821)")
-	f.StringVar(&s.metrics, "metrics", "127.0.0.1:9551", "serve /metrics and /healthz on this `ADDRESS`; empty: do not")
+	f.StringVar(&c.Metrics, "metrics", "127.0.0.1:9551", "serve /metrics and /healthz on this `ADDRESS`; empty: do not")
 	f.StringSliceVar(&s.disable, "disable", nil, "switch mechanisms off, for fault injection")
 	f.Lookup("disable").Hidden = true
 	s.log = cli.AddLog(f)

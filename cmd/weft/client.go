@@ -140,7 +140,7 @@ func configuration(c api.CreatedClient, key wgtypes.Key, phone bool) ([]byte, er
 		Addresses:  []netip.Prefix{netip.PrefixFrom(c.Address, 128)},
 		DNS:        []netip.Addr{c.Resolver},
 		Peers: []peers.Peer{{
-			Key: c.Gateway.Key, Endpoint: c.Gateway.Endpoint, Keepalive: clientKeepalive,
+			Key: wgtypes.Key(c.Gateway.Key), Endpoint: c.Gateway.Endpoint, Keepalive: clientKeepalive,
 			AllowedIPs: []netip.Prefix{c.Network},
 		}},
 	}

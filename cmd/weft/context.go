@@ -43,11 +43,8 @@ func contextAdd() *cobra.Command {
 			}
 			file, _ := cmd.Flags().GetString("file")
 			cred, err := readCredential(cmd, file)
-			if errors.Is(err, fs.ErrNotExist) {
-				return cli.WithCode(err, cli.CodeNotFound)
-			}
 			if err != nil {
-				return err
+				return cli.Missing(err, file)
 			}
 			if servers, _ := cmd.Flags().GetStringSlice("controller"); len(servers) > 0 {
 				cred.Controllers = servers

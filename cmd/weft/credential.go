@@ -150,10 +150,7 @@ func inUse(cmd *cobra.Command) (credential, error) {
 	name, _ := cmd.Flags().GetString("context")
 	if strings.ContainsRune(name, '/') || strings.HasSuffix(name, ".yaml") {
 		cred, err := readCredential(cmd, name)
-		if errors.Is(err, fs.ErrNotExist) {
-			err = cli.WithCode(err, cli.CodeNotFound)
-		}
-		return cred, err
+		return cred, cli.Missing(err, name)
 	}
 	dir, err := contextsDir()
 	if err != nil {

@@ -16,12 +16,15 @@ func hostCommand() *cobra.Command {
 		Long: `Servers that carry machines and are gateways for clients. A host enrols itself:
 give its agent a token ("weft token create --kind host").`,
 	}
-	hosts := resource[api.HostInfo]{kind: "host", arg: "NAME", table: hostTable, gone: `Remove a host: its certificate, its tunnels and its machines' names are refused
-within seconds. To bring it back, give its agent a new token.`}
-	cmd.AddCommand(hosts.listCommand(), hosts.showCommand(), hosts.removeCommand(),
+	cmd.AddCommand(hosts().listCommand(), hosts().showCommand(), hosts().removeCommand(),
 		cordonCommand("cordon", "Leave a host's machines out of answers, and give it no new clients", true),
 		cordonCommand("uncordon", "Take a host back into service", false))
 	return cmd
+}
+
+func hosts() resource[api.HostInfo] {
+	return resource[api.HostInfo]{kind: "host", arg: "NAME", table: hostTable, gone: `Remove a host: its certificate, its tunnels and its machines' names are refused
+within seconds. To bring it back, give its agent a new token.`}
 }
 
 func cordonCommand(verb, short string, cordoned bool) *cobra.Command {
@@ -35,7 +38,7 @@ func cordonCommand(verb, short string, cordoned bool) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return cli.Print(cmd, host, hostTable(host))
+			return hosts().print(cmd, false, host)
 		},
 	}
 }

@@ -56,5 +56,6 @@ machine.`,
 		appCommand(), machineCommand(), clientCommand(), eventsCommand())
 	add("host", runCommand())
 	add("laptop", upCommand(), downCommand(), statusCommand(), pingCommand(), digCommand())
+	cmd.AddCommand(guardCommand())
 	return cmd
 }

@@ -75,6 +75,10 @@ func statusTable(s local.Status) cli.Table {
 	if s.Namespace != "" {
 		link += ", in namespace " + s.Namespace
 	}
+	if !s.Address.IsValid() {
+		t := cli.Table{Rows: [][]string{{"node", cmp.Or(s.Node, "has not joined yet")}, {"controller", "no orders yet"}}}
+		return withProblems(t, s)
+	}
 	t := cli.Table{Rows: [][]string{
 		{"node", s.Node},
 		{"address", s.Address.String()},
@@ -88,6 +92,10 @@ func statusTable(s local.Status) cli.Table {
 			t.Rows = append(t.Rows, extra)
 		}
 	}
+	return withProblems(t, s)
+}
+
+func withProblems(t cli.Table, s local.Status) cli.Table {
 	for _, p := range s.Problems {
 		t.Rows = append(t.Rows, []string{"PROBLEM", p})
 	}

@@ -21,6 +21,20 @@ type resource[T any] struct {
 	gone string // what removing one means, for help
 }
 
+// print writes one, or with list all of them.
+func (r resource[T]) print(cmd *cobra.Command, list bool, all ...T) error {
+	if !cli.IsJSON(cmd) {
+		return r.table(all...).Write(cmd.OutOrStdout())
+	}
+	if !list {
+		return cli.PrintJSON(cmd, all[0])
+	}
+	if all == nil {
+		all = []T{}
+	}
+	return cli.PrintJSON(cmd, all)
+}
+
 func (r resource[T]) path(cmd *cobra.Command, name ...string) (string, error) {
 	for _, n := range name {
 		check := r.name
@@ -54,7 +68,7 @@ func (r resource[T]) create(cmd *cobra.Command, name string, in any) error {
 	if err != nil {
 		return err
 	}
-	return cli.Print(cmd, made, r.table(made))
+	return r.print(cmd, false, made)
 }
 
 func (r resource[T]) listCommand() *cobra.Command {
@@ -69,10 +83,7 @@ func (r resource[T]) listCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if all == nil {
-				all = []T{}
-			}
-			return cli.Print(cmd, all, r.table(all...))
+			return r.print(cmd, true, all...)
 		},
 	}
 }
@@ -89,7 +100,7 @@ func (r resource[T]) showCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return cli.Print(cmd, one, r.table(one))
+			return r.print(cmd, false, one)
 		},
 	}
 }

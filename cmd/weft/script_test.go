@@ -34,12 +34,13 @@ import (
 //
 //	mesh [FLAGS]          start a controller on $WORK/controller, wait until it is ready,
 //	                      set $CONTROLLER, and $WEFT_CONTEXT to its operator's credential
-//	stop                  end it, and check that it ends well
+//	halt                  end it, and check that it ends well
 //	joins KIND NAME TOKEN enrol a node with the token in a file, over the API alone
 //	waitfor FILE TEXT     until the file holds the text
-//	port NAME             put a free TCP and UDP port into $NAME
-//	taken NAME            put a TCP port that somebody listens on into $NAME
+//	port NAME             put a free TCP port into $NAME
+//	taken NAME            put a TCP and UDP port that somebody listens on into $NAME
 //	namespace NAME        make a network namespace with lo up for the script; $NS is its path
+//	leaves NAME           remove this network namespace when the script has ended
 //	ends CODE COMMAND...  run a command that ends with this exit code
 //	was DIR, same DIR     note what a directory holds; check that nothing has changed
 func TestScripts(t *testing.T) {
@@ -48,6 +49,7 @@ func TestScripts(t *testing.T) {
 		Dir:                 "testdata/script",
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
+		Deadline:            time.Now().Add(2 * time.Minute),
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("PATH", bin+string(os.PathListSeparator)+os.Getenv("PATH"))
 			env.Setenv("HOME", filepath.Join(env.WorkDir, "home"))
@@ -63,8 +65,8 @@ func TestScripts(t *testing.T) {
 			return false, fmt.Errorf("unknown condition %q", cond)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"mesh": cmdMesh, "stop": cmdStop, "joins": cmdJoins, "waitfor": cmdWaitFor, "port": cmdPort,
-			"ends": cmdEnds, "taken": cmdTaken, "namespace": cmdNamespace, "was": cmdWas, "same": cmdSame,
+			"mesh": cmdMesh, "halt": cmdHalt, "joins": cmdJoins, "waitfor": cmdWaitFor, "port": cmdPort,
+			"ends": cmdEnds, "taken": cmdTaken, "namespace": cmdNamespace, "leaves": cmdLeaves, "was": cmdWas, "same": cmdSame,
 		},
 	})
 }
@@ -164,7 +166,7 @@ func cmdMesh(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Setenv("WEFT_CONTEXT", filepath.Join(dir, "operator.yaml"))
 }
 
-func cmdStop(ts *testscript.TestScript, neg bool, args []string) {
+func cmdHalt(ts *testscript.TestScript, neg bool, args []string) {
 	s := state(ts)
 	ts.Check(s.controller.Process.Signal(syscall.SIGTERM))
 	err := s.controller.Wait()
@@ -244,7 +246,12 @@ func cmdPort(ts *testscript.TestScript, neg bool, args []string) {
 func cmdTaken(ts *testscript.TestScript, neg bool, args []string) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	ts.Check(err)
-	ts.Defer(func() { l.Close() })
+	u, err := net.ListenUDP("udp", &net.UDPAddr{IP: l.Addr().(*net.TCPAddr).IP, Port: l.Addr().(*net.TCPAddr).Port})
+	ts.Check(err)
+	ts.Defer(func() {
+		l.Close()
+		u.Close()
+	})
 	ts.Setenv(args[0], strconv.Itoa(l.Addr().(*net.TCPAddr).Port))
 }
 
@@ -262,6 +269,11 @@ func cmdNamespace(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	ts.Check(nl.LinkSetUp(lo))
 	ts.Setenv("NS", filepath.Join(netns.Dir, args[0]))
+}
+
+// cmdLeaves is for an agent's data plane, which outlives the agent.
+func cmdLeaves(ts *testscript.TestScript, neg bool, args []string) {
+	ts.Defer(func() { netns.Remove(args[0]) })
 }
 
 func cmdWas(ts *testscript.TestScript, neg bool, args []string) {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,11 +14,13 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
 
 	"github.com/weftmesh/weft/cmd/internal/cli"
 	"github.com/weftmesh/weft/mesh"
 	"github.com/weftmesh/weft/mesh/agent"
 	"github.com/weftmesh/weft/mesh/agent/local"
+	"github.com/weftmesh/weft/mesh/api"
 	"github.com/weftmesh/weft/mesh/enroll"
 )
 
@@ -58,6 +62,7 @@ address of a controller; from then on everything is in --state-dir.`,
 	f.StringVar(&l.Gateway, "gateway", "", "the `HOST` to go through (default: the nearest, measured)")
 	f.BoolVar(&l.NoDNS, "no-dns", false, "leave this laptop's resolver alone")
 	f.StringVar(&l.Link, "link", "weft0", "the WireGuard `LINK`")
+	f.StringVar(&l.SocketDir, "uapi-dir", "/var/run/wireguard", "where wg(8) finds the link's control socket: `DIR`")
 	f.Uint16Var(&l.Port, "listen-port", 0, "WireGuard's UDP `PORT` (default: any)")
 	f.Uint16Var(&l.ProbePort, "probe-port", 0, "UDP `PORT` of the probes, the same in the whole mesh (default 51821)")
 	f.IntVar(&l.MTU, "mtu", 0, "`BYTES` of the link (default: as the underlay allows, at most 1420)")
@@ -73,11 +78,69 @@ func up(cmd *cobra.Command, l laptop) error {
 	l.Token = enroll.NewSecret(l.token)
 	l.Version = cli.VersionText()
 	l.Log = l.log.Logger(cmd.ErrOrStderr())
+	l.Guard = l.guard
 	l.Disable = map[string]bool{}
 	for _, name := range l.disable {
 		l.Disable[name] = true
 	}
-	return agent.RunLaptop(cmd.Context(), l.LaptopConfig)
+	if err := l.canJoin(cmd.Context()); err != nil {
+		return err
+	}
+	return cli.Missing(agent.RunLaptop(cmd.Context(), l.LaptopConfig), l.TokenFile)
+}
+
+// canJoin gives up if this laptop has to join and no controller answers: somebody
+// sits in front of it. One that has joined goes on with what it knows. All other
+// mistakes are left to RunLaptop to tell.
+func (l laptop) canJoin(ctx context.Context) error {
+	_, err := enroll.Identity{Dir: l.StateDir}.Load()
+	if !errors.Is(err, fs.ErrNotExist) || len(l.Controllers) == 0 {
+		return nil
+	}
+	text := []byte(l.token)
+	if l.token == "" {
+		if text, err = os.ReadFile(l.TokenFile); err != nil {
+			return nil
+		}
+	}
+	token, err := enroll.ParseToken(string(text))
+	if err != nil {
+		return nil
+	}
+	client, err := api.New(api.Config{Servers: l.Controllers, TLS: enroll.ClientTLS(enroll.ClientConfig{Pin: token.Pin})})
+	if err != nil {
+		return cli.WithCode(err, cli.CodeUsage)
+	}
+	defer client.Close()
+	if err := client.Do(ctx, "GET", "/v1/mesh", nil, nil); errors.Is(err, api.ErrUnreachable) {
+		return fmt.Errorf("join with token %s: %w", token.ID, err)
+	}
+	return nil
+}
+
+// guard is the helper that puts the resolver back if this process is killed: this
+// program again, see guardCommand.
+func (l laptop) guard(owner string) *exec.Cmd {
+	return exec.Command("/proc/self/exe", "resolver-guard", "--state-dir", l.StateDir, "--link", l.Link, "--name", "guard", "--owner", owner)
+}
+
+func guardCommand() *cobra.Command {
+	var l laptop
+	var owner string
+	cmd := &cobra.Command{
+		Use: "resolver-guard", Short: "Wait for the end of \"weft up\" and put the resolver back", Hidden: true, Args: cli.Args(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			l.Log = l.log.Logger(cmd.ErrOrStderr())
+			return agent.GuardLaptop(context.WithoutCancel(cmd.Context()), cmd.InOrStdin(), l.LaptopConfig, owner)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&l.StateDir, "state-dir", "", "")
+	f.StringVar(&l.Link, "link", "", "")
+	f.StringVar(&l.Name, "name", "", "")
+	f.StringVar(&owner, "owner", "", "")
+	l.log = cli.AddLog(f)
+	return cmd
 }
 
 // upInBackground starts this command again, without --background and apart from
@@ -109,7 +172,7 @@ func upInBackground(cmd *cobra.Command, l laptop) error {
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- child.Wait() }()
-	s, err := untilUp(ctx, client, ended)
+	s, err := untilUp(ctx, client, !l.NoDNS, ended)
 	switch {
 	case errors.Is(err, errEnded):
 		// What it had to say, it said with its own name and hints.
@@ -120,6 +183,9 @@ func upInBackground(cmd *cobra.Command, l laptop) error {
 		child.Process.Signal(syscall.SIGTERM)
 		<-ended
 		return mesh.WithHint(fmt.Errorf("up: %w", err), "%s says more", path)
+	}
+	for _, p := range s.Problems {
+		cli.Notef(cmd, "warning: %s", p)
 	}
 	cli.Notef(cmd, "up as %s (%s), through %s; its log is %s; to end it: weft down", s.Node, s.Address, s.Gateway, path)
 	return nil
@@ -154,7 +220,7 @@ func again(cmd *cobra.Command) []string {
 var errEnded = errors.New("it ended")
 
 // untilUp asks on the socket until the laptop is connected.
-func untilUp(ctx context.Context, client local.Client, ended <-chan error) (local.Status, error) {
+func untilUp(ctx context.Context, client local.Client, names bool, ended <-chan error) (local.Status, error) {
 	ticker := time.NewTicker(50 * time.Millisecond)
 	defer ticker.Stop()
 	for {
@@ -165,47 +231,95 @@ func untilUp(ctx context.Context, client local.Client, ended <-chan error) (loca
 			return local.Status{}, errEnded
 		case <-ticker.C:
 		}
-		if s, err := client.Status(ctx); err == nil && isUp(s) {
+		if s, err := client.Status(ctx); err == nil && isUp(s, names) {
 			return s, nil
 		}
 	}
 }
 
-// isUp reports whether a gateway has answered through the tunnel.
-func isUp(s local.Status) bool {
+// isUp reports whether a gateway has answered through the tunnel and, with names,
+// the resolver has been set; what cannot be is among the problems.
+func isUp(s local.Status, names bool) bool {
 	for _, p := range s.Peers {
 		if p.Name == "host/"+s.Gateway && !p.LastHandshake.IsZero() {
-			return true
+			return !names || s.DNS != "" || len(s.Problems) > 0
 		}
 	}
 	return false
 }
 
 func downCommand() *cobra.Command {
+	var l laptop
 	cmd := &cobra.Command{
 		Use: "down", Short: "Take this laptop out, and put its resolver back", Args: cli.Args(),
+		Long: `Take this laptop out of its org, and put its resolver back. If "weft up" does not run
+any more because it was killed, what it left is put back.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			client := node(cmd)
-			if err := client.Down(cmd.Context()); err != nil {
-				return notRunning(err)
+			process, err := processAt(l.Socket)
+			if err == nil {
+				defer process.Close()
+				err = local.Client{Socket: l.Socket}.Down(cmd.Context())
 			}
-			return untilDown(cmd.Context(), client)
+			if err == nil {
+				return untilEnd(cmd.Context(), process)
+			}
+			if !errors.Is(err, local.ErrNotRunning) || errors.Is(err, os.ErrPermission) {
+				return err
+			}
+			l.Log = l.log.Logger(cmd.ErrOrStderr())
+			if recovered := agent.RecoverLaptop(cmd.Context(), l.LaptopConfig); recovered != nil {
+				return fmt.Errorf("down: %w", recovered)
+			}
+			cli.Notef(cmd, "it was not up; what it may have left is put back")
+			return nil
 		},
 	}
-	cmd.PersistentFlags().String("socket", local.LaptopSocket, "the `SOCKET` of \"weft up\"")
+	f := cmd.PersistentFlags()
+	f.StringVar(&l.Socket, "socket", local.LaptopSocket, "the `SOCKET` of \"weft up\"")
+	f.StringVar(&l.StateDir, "state-dir", "/var/lib/weft/laptop", "what \"weft up\" was given: `DIR`")
+	f.StringVar(&l.Link, "link", "weft0", "what \"weft up\" was given: `LINK`")
+	l.log = cli.AddLog(f)
 	return cmd
 }
 
-// untilDown waits until nobody answers any more.
-func untilDown(ctx context.Context, client local.Client) error {
-	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
+// processAt is a handle (pidfd) of the process that listens on a unix socket.
+func processAt(socket string) (*os.File, error) {
+	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: socket, Net: "unix"})
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w (%w)", socket, local.ErrNotRunning, errors.Unwrap(err))
+	}
+	defer conn.Close()
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", socket, err)
+	}
+	var fd int
+	var fdErr error
+	err = raw.Control(func(c uintptr) {
+		var who *unix.Ucred
+		if who, fdErr = unix.GetsockoptUcred(int(c), unix.SOL_SOCKET, unix.SO_PEERCRED); fdErr == nil {
+			fd, fdErr = unix.PidfdOpen(int(who.Pid), 0)
+		}
+	})
+	if err = errors.Join(err, fdErr); err != nil {
+		return nil, fmt.Errorf("%s: find the process that listens: %w", socket, err)
+	}
+	return os.NewFile(uintptr(fd), socket), nil
+}
+
+// untilEnd waits until a process has ended: only then has it put everything back.
+func untilEnd(ctx context.Context, process *os.File) error {
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
-	for {
-		if _, err := client.Status(ctx); errors.Is(err, local.ErrNotRunning) {
+	for ctx.Err() == nil {
+		poll := []unix.PollFd{{Fd: int32(process.Fd()), Events: unix.POLLIN}}
+		n, err := unix.Poll(poll, 100)
+		if n > 0 {
 			return nil
 		}
-		if !wait(ctx, 50*time.Millisecond) {
-			return errors.New("down: it still runs after 15 s")
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			return fmt.Errorf("down: wait for the end of \"weft up\": %w", err)
 		}
 	}
+	return errors.New("down: \"weft up\" has not ended; its log says why")
 }

@@ -43,7 +43,7 @@ func sampleState(t testing.TB) mesh.State {
 		mesh.Change{Key: "apps/acme/web", Object: mesh.App{Org: "acme", Name: "web", Answer: "all", TTL: 9}},
 	)
 	for i, name := range []string{"a", "b", "c"} {
-		h := mesh.Host{Name: name, Number: uint32(i + 1), Region: "fra", RegionNumber: 129, Key: keyOf(byte(i + 1)), TLSKey: name, Orgs: []string{mesh.AllOrgs}}
+		h := mesh.Host{Name: name, Number: uint32(i + 1), Region: "fra", RegionNumber: 129, Key: mesh.Key(keyOf(byte(i + 1))), TLSKey: name, Orgs: []string{mesh.AllOrgs}}
 		if name == "c" {
 			h.Region, h.RegionNumber, h.Cordoned = "nrt", 193, true
 		}
@@ -58,7 +58,7 @@ func sampleState(t testing.TB) mesh.State {
 	b, _ := s.Hosts.Get("b")
 	return s.With(
 		mesh.Change{Key: "machines/other/db", Object: mesh.Machine{Org: "other", ID: "db", App: "db", Host: "a", Endpoint: p.Endpoint(2, a.Position(), 2), State: mesh.StateStopped}},
-		mesh.Change{Key: "clients/acme/anna", Object: mesh.Client{Org: "acme", Name: "anna", Key: keyOf(50), Endpoint: p.Endpoint(1, b.Position(), 9), Home: "b", Gateway: "a"}},
+		mesh.Change{Key: "clients/acme/anna", Object: mesh.Client{Org: "acme", Name: "anna", Key: mesh.Key(keyOf(50)), Endpoint: p.Endpoint(1, b.Position(), 9), Home: "b", Gateway: "a"}},
 	)
 }
 

@@ -179,7 +179,7 @@ func (c *control) enroll(w http.ResponseWriter, r *http.Request) {
 		node = mesh.Node{Kind: mesh.KindHost, Name: q.Name}
 		endpoint := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), q.Port)
 		c.changeLocked(mesh.Change{Key: "hosts/" + q.Name, Object: mesh.Host{
-			Name: q.Name, Number: uint32(c.state.Hosts.Len() + 1), Region: "fra", RegionNumber: 129, Key: key, TLSKey: enroll.KeyHash(public),
+			Name: q.Name, Number: uint32(c.state.Hosts.Len() + 1), Region: "fra", RegionNumber: 129, Key: mesh.Key(key), TLSKey: enroll.KeyHash(public),
 			Endpoints: []netip.AddrPort{endpoint}, Orgs: []string{mesh.AllOrgs},
 		}})
 	case c.clients.Text():
@@ -190,7 +190,7 @@ func (c *control) enroll(w http.ResponseWriter, r *http.Request) {
 			break
 		}
 		c.changeLocked(mesh.Change{Key: "clients/acme/" + q.Name, Object: mesh.Client{
-			Org: "acme", Name: q.Name, Key: key, TLSKey: enroll.KeyHash(public), Home: home.Name, Gateway: home.Name,
+			Org: "acme", Name: q.Name, Key: mesh.Key(key), TLSKey: enroll.KeyHash(public), Home: home.Name, Gateway: home.Name,
 			Endpoint: c.state.Mesh.Plan.Endpoint(1, home.Position(), c.slot),
 		}})
 	default:

@@ -144,6 +144,24 @@ func TestFollowerReconnects(t *testing.T) {
 	})
 }
 
+// A stream that begins with a change is not taken up where another one ended: what
+// came in between is not known.
+func TestFollowerWantsASnapshotFromEachStream(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := soundView(t, 2, 0)
+		s := &script{list: []string{"x"}, plays: map[string][]play{"x": {
+			{events: []api.Event{{Snapshot: v}}},
+			{events: []api.Event{{Delta: &mesh.Delta{Removed: []string{"hosts/h000"}}}}, hang: true},
+		}}}
+		f, _, end := follow(t, s)
+		letPass(time.Minute)
+		if len(f.View().Hosts) != 2 {
+			t.Error("a change without a snapshot was applied")
+		}
+		end()
+	})
+}
+
 // While nobody answers, attempts become rare, and never stop.
 func TestFollowerBacksOff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

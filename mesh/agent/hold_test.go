@@ -20,10 +20,10 @@ func addrPort(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
 func crowd(hosts, clients, machines int) *mesh.View {
 	v := &mesh.View{Self: mesh.Node{Kind: mesh.KindHost, Name: "self"}, Host: &mesh.Host{Name: "self"}}
 	for i := range hosts {
-		v.Hosts = append(v.Hosts, mesh.ViewHost{Name: fmt.Sprintf("h%03d", i), Number: uint32(i + 1), Key: keyOf(byte(i + 1))})
+		v.Hosts = append(v.Hosts, mesh.ViewHost{Name: fmt.Sprintf("h%03d", i), Number: uint32(i + 1), Key: mesh.Key(keyOf(byte(i + 1)))})
 	}
 	for i := range clients {
-		k := keyOf(byte(100 + i))
+		k := mesh.Key(keyOf(byte(100 + i)))
 		v.Clients = append(v.Clients, mesh.ViewClient{Org: "o", Name: fmt.Sprintf("c%03d", i), Key: &k})
 	}
 	for i := range machines {
@@ -132,7 +132,7 @@ func TestRetain(t *testing.T) {
 			v := crowd(0, 0, 0)
 			for i := range rapid.IntRange(0, 8).Draw(t, label+" hosts") {
 				v.Hosts = append(v.Hosts, mesh.ViewHost{
-					Name: fmt.Sprintf("%s%d", rapid.SampledFrom([]string{"a", "b"}).Draw(t, "name"), i), Number: rapid.Uint32Range(1, 9).Draw(t, "number"), Key: keyOf(byte(rapid.IntRange(1, 9).Draw(t, "key"))),
+					Name: fmt.Sprintf("%s%d", rapid.SampledFrom([]string{"a", "b"}).Draw(t, "name"), i), Number: rapid.Uint32Range(1, 9).Draw(t, "number"), Key: mesh.Key(keyOf(byte(rapid.IntRange(1, 9).Draw(t, "key")))),
 				})
 			}
 			for i := range rapid.IntRange(0, 8).Draw(t, label+" machines") {

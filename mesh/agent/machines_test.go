@@ -255,6 +255,26 @@ func TestReclaimWhatWasToGo(t *testing.T) {
 	})
 }
 
+// While somebody takes a name over, its old record is left to him.
+func TestNothingIsRemovedUnderAUser(t *testing.T) {
+	m, _ := newMachines(t, t.TempDir())
+	m.leaving["o/w"] = leave{Org: "o", ID: "w"}
+	if ok, err := m.tryReserve(&stay{key: "o/w"}); !ok || err != nil {
+		t.Fatalf("reserve: %v, %v", ok, err)
+	}
+	if l, any := m.begin(); any {
+		t.Errorf("removes %s under its user", l.key())
+	}
+	m.leaving["o/x"] = leave{Org: "o", ID: "x"}
+	if l, any := m.begin(); !any || l.ID != "x" {
+		t.Errorf("begins with %+v, %v", l, any)
+	}
+	// And while it is being removed nobody takes it over.
+	if ok, err := m.tryReserve(&stay{key: "o/x"}); ok || err != nil {
+		t.Errorf("taken over in the middle: %v, %v", ok, err)
+	}
+}
+
 // Of two processes with one name the second is refused, unless the first is just
 // ending.
 func TestOneNameOneMachine(t *testing.T) {

@@ -7,8 +7,6 @@ import (
 	"slices"
 	"time"
 
-	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
-
 	"github.com/weftmesh/weft/dns"
 	"github.com/weftmesh/weft/ipam"
 	"github.com/weftmesh/weft/mesh"
@@ -42,7 +40,7 @@ func statusOf(v *mesh.View, c contact, stats []peers.Stats, f dns.Facts, now tim
 
 // peerList names what the device knows by key, sorted by name.
 func peerList(v *mesh.View, stats []peers.Stats, f dns.Facts) []local.Peer {
-	byKey := make(map[wgtypes.Key]local.Peer, len(v.Hosts))
+	byKey := make(map[mesh.Key]local.Peer, len(v.Hosts))
 	for _, h := range v.Hosts {
 		p := local.Peer{Name: "host/" + h.Name, Region: h.Region, RTT: f[h.Name].RTT, State: hostState(f[h.Name])}
 		if len(h.Endpoints) > 0 {
@@ -57,7 +55,7 @@ func peerList(v *mesh.View, stats []peers.Stats, f dns.Facts) []local.Peer {
 	}
 	var out []local.Peer
 	for _, s := range stats {
-		p, known := byKey[s.Key]
+		p, known := byKey[mesh.Key(s.Key)]
 		if !known {
 			p = local.Peer{Name: "unknown", State: local.PeerUnmeasured}
 		}

@@ -181,9 +181,8 @@ type Stream struct {
 	timer  *time.Timer
 }
 
-// View opens the node's view stream. last, if not zero, is the revision that the
-// node holds; a server that can resumes there, any other begins with a snapshot.
-// The stream ends with an error when nothing comes for silence (0: one minute).
+// View opens the node's view stream, which begins with a snapshot. The stream ends
+// with an error when nothing comes for silence (0: one minute).
 func (c *Client) View(ctx context.Context, silence time.Duration) (*Stream, error) {
 	if silence == 0 {
 		silence = time.Minute

@@ -7,8 +7,6 @@ import (
 	"net/netip"
 	"time"
 
-	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
-
 	"github.com/weftmesh/weft/mesh"
 )
 
@@ -192,7 +190,7 @@ type CreatedClient struct {
 // GatewayAddress is how to reach a gateway.
 type GatewayAddress struct {
 	Name     string         `json:"name"`
-	Key      wgtypes.Key    `json:"key"`
+	Key      mesh.Key       `json:"key"`
 	Endpoint netip.AddrPort `json:"endpoint"`
 }
 

@@ -19,7 +19,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"slices"
 	"strings"
 
@@ -27,7 +26,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weftmesh/weft/ipam"
-	"github.com/weftmesh/weft/peers"
 	"github.com/weftmesh/weft/peers/netns"
 )
 
@@ -156,11 +154,11 @@ func List(plane *netns.Handle) ([]Found, error) {
 		return nil, err
 	}
 	defer s.nl.Close()
-	links, err := retry(s.nl.LinkList)
+	links, err := netns.List(s.nl.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list attachments: %w", err)
 	}
-	routes, err := retry(func() ([]netlink.Route, error) {
+	routes, err := netns.List(func() ([]netlink.Route, error) {
 		return s.nl.RouteListFiltered(netlink.FAMILY_V6, &netlink.Route{Protocol: RouteProtocol}, netlink.RT_FILTER_PROTOCOL)
 	})
 	if err != nil {
@@ -168,7 +166,7 @@ func List(plane *netns.Handle) ([]Found, error) {
 	}
 	endpoint := map[int]netip.Prefix{} // by link index
 	for _, r := range routes {
-		if p, ok := prefixOf(r.Dst); ok && p.Bits() == ipam.EndpointBits {
+		if p, ok := netns.Prefix(r.Dst); ok && p.Bits() == ipam.EndpointBits {
 			endpoint[r.LinkIndex] = p
 		}
 	}
@@ -285,7 +283,7 @@ func (s side) configureMachine(l netlink.Link, m Machine) error {
 		return err
 	}
 	err := s.ns.Do(func() error {
-		return setSysctl("net/ipv6/conf/"+machineLink+"/accept_ra", "0")
+		return netns.SetSysctl("net/ipv6/conf/"+machineLink+"/accept_ra", "0")
 	})
 	if err != nil {
 		return err
@@ -301,7 +299,7 @@ func (s side) configureMachine(l netlink.Link, m Machine) error {
 	if err := s.bring(l, m.MTU, netip.PrefixFrom(machineLocal(), 64), main); err != nil {
 		return err
 	}
-	err = s.nl.RouteReplace(&netlink.Route{LinkIndex: l.Attrs().Index, Protocol: RouteProtocol, Dst: ipNet(netip.PrefixFrom(netip.IPv6Unspecified(), 0)), Gw: Gateway().AsSlice()})
+	err = s.nl.RouteReplace(&netlink.Route{LinkIndex: l.Attrs().Index, Protocol: RouteProtocol, Dst: netns.IPNet(netip.PrefixFrom(netip.IPv6Unspecified(), 0)), Gw: Gateway().AsSlice()})
 	if err != nil {
 		return fmt.Errorf("set the default route: %w", err)
 	}
@@ -325,7 +323,7 @@ func (s side) bring(l netlink.Link, mtu int, addrs ...netip.Prefix) error {
 		}
 	}
 	for _, a := range addrs {
-		if err := s.nl.AddrReplace(l, &netlink.Addr{IPNet: ipNet(a), Flags: unix.IFA_F_NODAD}); err != nil {
+		if err := s.nl.AddrReplace(l, &netlink.Addr{IPNet: netns.IPNet(a), Flags: unix.IFA_F_NODAD}); err != nil {
 			return fmt.Errorf("add address %s to %s: %w", a, name, err)
 		}
 	}
@@ -340,7 +338,7 @@ func (s side) bring(l netlink.Link, mtu int, addrs ...netip.Prefix) error {
 // onlyRoute routes the endpoint to the link, and takes away what else of ours
 // leads there.
 func (s side) onlyRoute(l netlink.Link, endpoint netip.Prefix) error {
-	routes, err := retry(func() ([]netlink.Route, error) {
+	routes, err := netns.List(func() ([]netlink.Route, error) {
 		return s.nl.RouteListFiltered(netlink.FAMILY_V6, &netlink.Route{Protocol: RouteProtocol, LinkIndex: l.Attrs().Index},
 			netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_OIF)
 	})
@@ -349,7 +347,7 @@ func (s side) onlyRoute(l netlink.Link, endpoint netip.Prefix) error {
 	}
 	there := false
 	for _, r := range routes {
-		p, _ := prefixOf(r.Dst)
+		p, _ := netns.Prefix(r.Dst)
 		if p == endpoint {
 			there = true
 		} else if err := s.nl.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
@@ -360,53 +358,9 @@ func (s side) onlyRoute(l netlink.Link, endpoint netip.Prefix) error {
 		return nil
 	}
 	// Replace: another link may still hold it (the machine was attached anew).
-	err = s.nl.RouteReplace(&netlink.Route{LinkIndex: l.Attrs().Index, Protocol: RouteProtocol, Dst: ipNet(endpoint)})
+	err = s.nl.RouteReplace(&netlink.Route{LinkIndex: l.Attrs().Index, Protocol: RouteProtocol, Dst: netns.IPNet(endpoint)})
 	if err != nil {
 		return fmt.Errorf("add route %s: %w", endpoint, err)
 	}
 	return nil
-}
-
-// setSysctl writes a value of the calling thread's namespace unless it is there.
-func setSysctl(name, value string) error {
-	path := "/proc/sys/" + name
-	have, err := os.ReadFile(path)
-	if err == nil && strings.TrimSpace(string(have)) == value {
-		return nil
-	}
-	if err == nil {
-		err = os.WriteFile(path, []byte(value), 0)
-	}
-	if err != nil {
-		return fmt.Errorf("set sysctl %s to %s: %w", strings.ReplaceAll(name, "/", "."), value, err)
-	}
-	return nil
-}
-
-// retry asks again when the kernel says that a list changed while it was read.
-func retry[T any](list func() (T, error)) (out T, err error) {
-	for range 10 {
-		if out, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
-			return out, err
-		}
-	}
-	return out, err
-}
-
-func ipNet(p netip.Prefix) *net.IPNet {
-	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
-}
-
-func prefixOf(n *net.IPNet) (netip.Prefix, bool) {
-	if n == nil {
-		return netip.Prefix{}, false
-	}
-	addr, ok := netip.AddrFromSlice(n.IP)
-	bits, _ := n.Mask.Size()
-	return netip.PrefixFrom(addr, bits), ok
-}
-
-// Attachment is what the firewall is told about the machine.
-func (m Machine) Attachment() peers.Attachment {
-	return peers.Attachment{Link: m.Link, Endpoint: m.Endpoint}
 }

@@ -33,7 +33,7 @@ func Init() (code int, ok bool) {
 	unix.CloseOnExec(initSocket)
 	code, err := beInit(socket, os.Args[1] == initOwnGroup, os.Args[2:])
 	if err != nil {
-		json.NewEncoder(socket).Encode(report{Error: err.Error()})
+		json.NewEncoder(socket).Encode(report{Code: code, Error: err.Error()})
 	}
 	return code, true
 }
@@ -41,8 +41,11 @@ func Init() (code int, ok bool) {
 func beInit(socket *os.File, ownGroup bool, command []string) (code int, err error) {
 	// Before the command starts, so that none of its signals or children is missed. A
 	// first process gets no signal that it does not ask for.
-	signals := make(chan os.Signal, 64)
-	signal.Notify(signals, append(passedOn(), unix.SIGCHLD)...)
+	signals, children := make(chan os.Signal, 64), make(chan os.Signal, 1)
+	if list := passedOn(); len(list) > 0 { // none would mean all
+		signal.Notify(signals, list...)
+	}
+	signal.Notify(children, unix.SIGCHLD)
 
 	// Only processes of this namespace are in it.
 	if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
@@ -71,10 +74,8 @@ func beInit(socket *os.File, ownGroup bool, command []string) (code int, err err
 	for {
 		select {
 		case s := <-signals:
-			if s != unix.SIGCHLD {
-				forward(pid, s, ownGroup)
-				continue
-			}
+			forward(pid, s, ownGroup)
+		case <-children:
 			if status, ended := reap(pid); ended {
 				return statusCode(status), nil
 			}

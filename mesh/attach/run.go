@@ -1,6 +1,7 @@
 package attach
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -29,8 +30,8 @@ const (
 	ExitSignal        = 128 // plus the signal that ended the command
 )
 
-// killDelay is how long the command has to end after the context did.
-const killDelay = 10 * time.Second
+// defaultKillAfter is RunConfig.KillAfter's.
+const defaultKillAfter = 10 * time.Second
 
 // RunConfig says what to run, and how it gets into the mesh.
 type RunConfig struct {
@@ -41,6 +42,8 @@ type RunConfig struct {
 	// in the caller's process group, so that the shell's job control and the
 	// terminal's signals work; otherwise it gets a process group of its own.
 	Stdin, Stdout, Stderr *os.File
+	// KillAfter is how long the command has to end after the context did; 0: 10 s.
+	KillAfter time.Duration
 	// Attach ties the machine to the mesh while thread tid of this process holds its
 	// network namespace (/proc/self/task/TID/ns/net). Required.
 	Attach func(ctx context.Context, tid int) (Settings, error)
@@ -71,7 +74,7 @@ func (c RunConfig) validate() error {
 // error; with an error it is one of the Exit constants. SIGHUP, SIGINT, SIGQUIT,
 // SIGTERM, SIGUSR1 and SIGUSR2 to this process are passed on to the command until
 // Run returns; so the caller does not end ctx on them. When ctx ends the command
-// gets SIGTERM, and SIGKILL ten seconds later. When this process dies, even by
+// gets SIGTERM, and after KillAfter SIGKILL. When this process dies, even by
 // SIGKILL, the command and all that it started are killed.
 //
 // The program must call Init first thing in main.
@@ -120,10 +123,49 @@ func spawn(ctx context.Context, c RunConfig) (code int, err error) {
 	defer ours.Close()
 	defer theirs.Close()
 	tty := c.Stdin != nil && isTerminal(c.Stdin)
+	cmd := initCommand(c, theirs, tty)
+	signals := make(chan os.Signal, 16)
+	if list := passedOn(); len(list) > 0 { // none would mean all
+		signal.Notify(signals, list...)
+		defer signal.Stop(signals)
+	}
+	if tty {
+		defer takeTerminal(c.Stdin)()
+	}
+	if err := cmd.Start(); err != nil {
+		return ExitFailed, fmt.Errorf("start the machine's init: %w", err)
+	}
+	theirs.Close()
 
+	ended := make(chan struct{})
+	passing := make(chan error, 1)
+	go func() {
+		// What comes before the command runs waits: nobody would hear it.
+		var err error
+		if code, err = readStarted(ours); err == nil {
+			passSignals(ctx, cmp.Or(c.KillAfter, defaultKillAfter), cmd.Process, signals, tty, ended)
+		}
+		passing <- err
+	}()
+	waitErr := cmd.Wait()
+	close(ended)
+	if err := <-passing; err != nil {
+		return code, err
+	}
+	if cmd.ProcessState == nil {
+		return ExitFailed, fmt.Errorf("wait for the command: %w", waitErr)
+	}
+	return exitCode(cmd.ProcessState), nil
+}
+
+func initCommand(c RunConfig, socket *os.File, tty bool) *exec.Cmd {
+	group := initOwnGroup
+	if tty {
+		group = initOurGroup
+	}
 	cmd := &exec.Cmd{
-		Path: "/proc/self/exe", Args: initArgs(tty, c.Command), Env: c.Env, Dir: c.Dir,
-		ExtraFiles: []*os.File{theirs}, // initSocket
+		Path: "/proc/self/exe", Args: slices.Concat([]string{initName, group}, c.Command), Env: c.Env, Dir: c.Dir,
+		ExtraFiles: []*os.File{socket}, // initSocket
 		SysProcAttr: &syscall.SysProcAttr{
 			Cloneflags: unix.CLONE_NEWPID,
 			Pdeathsig:  unix.SIGKILL,
@@ -140,43 +182,12 @@ func spawn(ctx context.Context, c RunConfig) (code int, err error) {
 	if c.Stderr != nil {
 		cmd.Stderr = c.Stderr
 	}
-	signals := make(chan os.Signal, 16)
-	signal.Notify(signals, passedOn()...)
-	defer signal.Stop(signals)
-	if tty {
-		defer takeTerminal(c.Stdin)()
-	}
-	if err := cmd.Start(); err != nil {
-		return ExitFailed, fmt.Errorf("start the machine's init: %w", err)
-	}
-	theirs.Close()
-
-	ended := make(chan struct{})
-	passing := make(chan struct{})
-	started := make(chan error, 1)
-	go func() {
-		defer close(passing)
-		err := readStarted(ours)
-		started <- err
-		if err == nil {
-			passSignals(ctx, cmd.Process, signals, tty, ended)
-		}
-	}()
-	err = cmd.Wait()
-	close(ended)
-	<-passing
-	if err := <-started; err != nil {
-		return exitCode(cmd.ProcessState), err
-	}
-	if cmd.ProcessState == nil {
-		return ExitFailed, fmt.Errorf("wait for the command: %w", err)
-	}
-	return exitCode(cmd.ProcessState), nil
+	return cmd
 }
 
 // passSignals passes signals on, and the end of ctx as SIGTERM and then SIGKILL.
 // With a terminal, SIGINT and SIGQUIT come from a key: the command got them too.
-func passSignals(ctx context.Context, p *os.Process, signals <-chan os.Signal, tty bool, ended <-chan struct{}) {
+func passSignals(ctx context.Context, killAfter time.Duration, p *os.Process, signals <-chan os.Signal, tty bool, ended <-chan struct{}) {
 	done := ctx.Done()
 	var kill <-chan time.Time
 	for {
@@ -189,7 +200,7 @@ func passSignals(ctx context.Context, p *os.Process, signals <-chan os.Signal, t
 		case <-done:
 			done = nil
 			p.Signal(unix.SIGTERM)
-			timer := time.NewTimer(killDelay)
+			timer := time.NewTimer(killAfter)
 			defer timer.Stop()
 			kill = timer.C
 		case <-kill:
@@ -201,37 +212,36 @@ func passSignals(ctx context.Context, p *os.Process, signals <-chan os.Signal, t
 }
 
 func exitCode(s *os.ProcessState) int {
-	if s == nil {
-		return ExitFailed
-	}
 	if w, ok := s.Sys().(syscall.WaitStatus); ok && w.Signaled() {
 		return ExitSignal + int(w.Signal())
 	}
 	return s.ExitCode()
 }
 
-// passedOn are the signals that the command gets in our place.
+// passedOn are the signals that the command gets in our place: not those that we
+// were started to ignore (nohup), for then it ignores them too.
 func passedOn() []os.Signal {
-	return []os.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGUSR1, unix.SIGUSR2}
+	all := []os.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGUSR1, unix.SIGUSR2}
+	return slices.DeleteFunc(all, signal.Ignored)
 }
 
-// report is what the machine's init says once, before or instead of running the
-// command.
+// report is what the machine's init says once: that the command runs, or why not.
 type report struct {
 	Started bool   `json:"started,omitempty"`
+	Code    int    `json:"code,omitempty"`
 	Error   string `json:"error,omitempty"`
 }
 
 // readStarted waits until the command runs, or returns why it does not.
-func readStarted(r io.Reader) error {
+func readStarted(r io.Reader) (code int, err error) {
 	var rep report
 	if err := json.NewDecoder(r).Decode(&rep); err != nil {
-		return errors.New("the machine's init ended before it ran the command")
+		return ExitFailed, errors.New("the machine's init ended before it ran the command")
 	}
 	if !rep.Started {
-		return errors.New(rep.Error)
+		return rep.Code, errors.New(rep.Error)
 	}
-	return nil
+	return 0, nil
 }
 
 // socketPair joins us and the machine's init: it reports on it, and takes its end
@@ -279,13 +289,4 @@ func onThread(fn func() error) error {
 		done <- fn()
 	}()
 	return <-done
-}
-
-// initArgs is the argument vector of the machine's init; see Init.
-func initArgs(tty bool, command []string) []string {
-	group := initOwnGroup
-	if tty {
-		group = initOurGroup
-	}
-	return slices.Concat([]string{initName, group}, command)
 }

@@ -81,7 +81,7 @@ func (s *server) tokenCreate(ctx context.Context, c caller, in *tokenCreate) (*a
 	}
 	stored, rev, err := s.store.CreateToken(ctx, c.actor(), mesh.Token{
 		ID: token.ID, Hash: token.Hash(), Kind: in.Body.Kind, Org: in.Body.Org, Orgs: in.Body.Orgs, Region: in.Body.Region,
-		Uses: max(in.Body.Uses, 1), Expires: s.now().Add(ttl).UTC().Truncate(time.Second),
+		Uses: max(in.Body.Uses, 1), Expires: time.Now().Add(ttl).UTC().Truncate(time.Second),
 	})
 	if err != nil {
 		return nil, err

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/goccy/go-yaml"
 
@@ -112,7 +113,7 @@ func create(ctx context.Context, cfg Config) (err error) {
 	if err != nil {
 		return err
 	}
-	ca, err := enroll.NewCA(cfg.now())
+	ca, err := enroll.NewCA(time.Now())
 	if err != nil {
 		return err
 	}

@@ -113,7 +113,7 @@ func (s *server) identifyNode(req *http.Request, st mesh.State) (caller, error) 
 	}
 	// Dates count when the connection is made: a certificate that was renewed
 	// meanwhile would only be shown on the next one.
-	at := connectedAt(req.Context(), s.now())
+	at := connectedAt(req.Context(), time.Now())
 	c.expired = at.Before(leaf.NotBefore) || at.After(leaf.NotAfter)
 	return c, nil
 }

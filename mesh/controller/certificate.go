@@ -23,7 +23,6 @@ const (
 type ownCertificate struct {
 	ca       *enroll.CA
 	lifetime time.Duration
-	now      func() time.Time
 	current  atomic.Pointer[tls.Certificate]
 }
 
@@ -33,7 +32,7 @@ func (o *ownCertificate) renew() error {
 	if err != nil {
 		return fmt.Errorf("controller's certificate: %w", err)
 	}
-	der, err := o.ca.SignController(key.Public(), o.lifetime, o.now())
+	der, err := o.ca.SignController(key.Public(), o.lifetime, time.Now())
 	if err != nil {
 		return fmt.Errorf("controller's certificate: %w", err)
 	}
@@ -49,7 +48,7 @@ func (o *ownCertificate) renew() error {
 // run renews the certificate at two thirds of its life, until ctx ends.
 func (o *ownCertificate) run(ctx context.Context, failed func(error)) {
 	for {
-		wait := enroll.RenewAt(o.current.Load().Leaf).Sub(o.now())
+		wait := enroll.RenewAt(o.current.Load().Leaf).Sub(time.Now())
 		timer := time.NewTimer(max(wait, 0))
 		select {
 		case <-ctx.Done():

@@ -49,8 +49,6 @@ type Config struct {
 	Log     *slog.Logger // default: discard
 	// Ready is called once, when requests are answered, with the address of the API.
 	Ready func(netip.AddrPort)
-
-	now func() time.Time // default time.Now; for tests
 }
 
 const (
@@ -94,21 +92,6 @@ func Run(ctx context.Context, cfg Config) error {
 	return s.run(ctx, api, private)
 }
 
-// Check finds out what can be found out before the store is there: whether the
-// values are possible and the ports free. It makes nothing. Run does the same.
-func Check(cfg Config) error {
-	if err := cfg.complete(); err != nil {
-		return err
-	}
-	api, private, err := cfg.reserve()
-	if err != nil {
-		return err
-	}
-	api.Close()
-	private.Close()
-	return nil
-}
-
 func (c *Config) complete() error {
 	if c.DataDir == "" {
 		return errors.New("controller: no data directory given")
@@ -121,9 +104,6 @@ func (c *Config) complete() error {
 	c.FenceAfter = cmp.Or(c.FenceAfter, 5*time.Second)
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
-	}
-	if c.now == nil {
-		c.now = time.Now
 	}
 	if min(c.CertLifetime, c.PingEvery, c.WriteTimeout, c.FenceAfter) < 0 {
 		return errors.New("controller: a duration is negative")
@@ -186,7 +166,7 @@ func (p *place) open() (net.Listener, error) {
 	}
 	err = fmt.Errorf("listen for the %s: %w", p.what, err)
 	if errors.Is(err, syscall.EADDRINUSE) {
-		flag := map[string]string{"API": "--listen", "metrics": "--metrics-listen"}[p.what]
+		flag := map[string]string{"API": "--listen", "metrics": "--metrics"}[p.what]
 		return nil, mesh.WithHint(err, "another program has the port (a second controller?); choose another one with %s", flag)
 	}
 	return nil, err
@@ -239,7 +219,7 @@ func ownURLs(listen string) ([]string, error) {
 
 // run serves until ctx ends.
 func (s *server) run(ctx context.Context, api, private *place) error {
-	own := &ownCertificate{ca: s.ca, lifetime: ownLifetime, now: s.now}
+	own := &ownCertificate{ca: s.ca, lifetime: ownLifetime}
 	if err := own.renew(); err != nil {
 		return err
 	}
@@ -335,14 +315,43 @@ func serving(err error, stop context.CancelCauseFunc) {
 // shutDown ends the streams, lets the other requests finish, and waits until the
 // hosts' presence is given up.
 func (s *server) shutDown(servers []*http.Server) {
-	close(s.closing)
+	s.endStreams()
 	ctx, cancel := context.WithTimeout(context.Background(), stopGrace)
 	defer cancel()
+	var shutting sync.WaitGroup
 	for _, srv := range servers {
-		if err := srv.Shutdown(ctx); err != nil {
-			srv.Close()
-		}
+		shutting.Go(func() { srv.Shutdown(ctx) })
 	}
+	// Shutdown alone would sit out a second for each HTTP/2 connection that is idle.
+	s.awaitQuiet(ctx)
+	for _, srv := range servers {
+		srv.Close()
+	}
+	shutting.Wait()
 	s.background.Wait() // each step in it is bounded
 	s.log.Info("stopped")
 }
+
+// awaitQuiet waits until nothing is being answered and the last answers are out.
+func (s *server) awaitQuiet(ctx context.Context) {
+	tick := time.NewTicker(quietFor)
+	defer tick.Stop()
+	for quiet := false; ; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if s.requests.active.Load() > 0 {
+			quiet = false
+			continue
+		}
+		if quiet {
+			return
+		}
+		quiet = true
+	}
+}
+
+// quietFor is how long nothing must have been answered before connections are closed.
+const quietFor = 25 * time.Millisecond

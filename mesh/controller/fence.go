@@ -152,5 +152,5 @@ func (s *server) withConnection(ctx context.Context, conn net.Conn) context.Cont
 	if t, ok := conn.(*tls.Conn); ok {
 		conn = t.NetConn()
 	}
-	return context.WithValue(ctx, connectionKey, connection{s.now(), conn})
+	return context.WithValue(ctx, connectionKey, connection{time.Now(), conn})
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"time"
 
 	"github.com/weftmesh/weft/mesh"
 	"github.com/weftmesh/weft/mesh/api"
@@ -53,7 +54,7 @@ func (s *server) enroll(ctx context.Context, c caller, in *struct{ Body api.Enro
 	if err != nil {
 		return nil, explainEnroll(err, token.Kind)
 	}
-	certificate, err := s.ca.SignNode(pub, node, s.cfg.CertLifetime, s.now())
+	certificate, err := s.ca.SignNode(pub, node, s.cfg.CertLifetime, time.Now())
 	if err != nil {
 		return nil, err
 	}
@@ -107,7 +108,7 @@ func explainEnroll(err error, kind string) error {
 // renew certifies a registered key anew. That the old certificate is out of date
 // does not matter: the key is what is registered.
 func (s *server) renew(_ context.Context, c caller, _ *nothing) (*answer[api.RenewResponse], error) {
-	certificate, err := s.ca.SignNode(c.pub, c.node, s.cfg.CertLifetime, s.now())
+	certificate, err := s.ca.SignNode(c.pub, c.node, s.cfg.CertLifetime, time.Now())
 	if err != nil {
 		return nil, err
 	}

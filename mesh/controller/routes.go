@@ -6,7 +6,6 @@ import (
 	"reflect"
 
 	"github.com/danielgtaylor/huma/v2"
-	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"github.com/weftmesh/weft/mesh"
 	"github.com/weftmesh/weft/mesh/api"
@@ -119,9 +118,9 @@ func liveOrg(st mesh.State, name string) error {
 	return nil
 }
 
-func parseKey(text string) (wgtypes.Key, error) {
-	key, err := wgtypes.ParseKey(text)
-	if err != nil || key == (wgtypes.Key{}) {
+func parseKey(text string) (mesh.Key, error) {
+	var key mesh.Key
+	if err := key.UnmarshalText([]byte(text)); err != nil || key == (mesh.Key{}) {
 		return key, refuse(api.ErrInvalid, "`wg pubkey` makes one from a private key", "WireGuard public key: it is not 32 bytes in base64")
 	}
 	return key, nil

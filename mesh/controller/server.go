@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 
@@ -41,14 +42,14 @@ type server struct {
 	roots      []*x509.Certificate
 	deployment mesh.Deployment
 	log        *slog.Logger
-	now        func() time.Time
 
 	api     http.Handler // the API
 	private http.Handler // metrics and health, for a listener on loopback
 
 	streams    streams
 	requests   requests
-	closing    chan struct{}  // closed when streams are to end
+	closing    context.Context // ends when streams are to end
+	endStreams context.CancelFunc
 	background sync.WaitGroup // what streams leave behind: presence that is given up
 }
 
@@ -56,12 +57,12 @@ type server struct {
 // route.
 func newServer(cfg Config, ca *enroll.CA, cas []*enroll.CA) (*server, error) {
 	s := &server{
-		cfg: cfg, store: cfg.Store, ca: ca, log: cfg.Log, now: cfg.now,
+		cfg: cfg, store: cfg.Store, ca: ca, log: cfg.Log,
 		deployment: mesh.Deployment{Controllers: cfg.Advertise},
 		streams:    streams{byKey: map[string]*stream{}},
 		requests:   requests{counts: map[requestKind]uint64{}},
-		closing:    make(chan struct{}),
 	}
+	s.closing, s.endStreams = context.WithCancel(context.Background())
 	for _, c := range cas {
 		s.deployment.Roots = append(s.deployment.Roots, c.PEM())
 	}
@@ -160,9 +161,13 @@ func (r *router) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 func (s *server) guard(r rule, next http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, req *http.Request) {
 		rec := &recorder{ResponseWriter: w, status: http.StatusOK}
-		defer func() { s.requests.count(r.id, rec.status) }()
+		s.requests.active.Add(1)
+		defer func() {
+			s.requests.active.Add(-1)
+			s.requests.count(r.id, rec.status)
+		}()
 		if !r.stream {
-			deadline := s.now().Add(answerTimeout)
+			deadline := time.Now().Add(answerTimeout)
 			rc := http.NewResponseController(w)
 			rc.SetReadDeadline(deadline)
 			rc.SetWriteDeadline(deadline)
@@ -222,8 +227,8 @@ func route[I, O any](r *router, id string, handler func(context.Context, caller,
 	switch rule.method {
 	case http.MethodPost:
 		op.DefaultStatus = http.StatusCreated
-		if rule.allow&nodes == rule.allow && id != "machine-create" {
-			op.DefaultStatus = 0 // renewing or reporting creates nothing
+		if strings.HasPrefix(rule.path, "/v1/nodes/self/") {
+			op.DefaultStatus = 0 // nothing is created
 		}
 	case http.MethodDelete:
 		op.DefaultStatus = http.StatusNoContent
@@ -277,7 +282,7 @@ func (s *server) health(w http.ResponseWriter, _ *http.Request) { writeText(w, "
 // known to be current a moment ago.
 func (s *server) ready(w http.ResponseWriter, _ *http.Request) {
 	select {
-	case <-s.closing:
+	case <-s.closing.Done():
 		writeRefusal(w, refuse(api.ErrUnavailable, "", "controller: it is being stopped"))
 		return
 	case <-s.store.Ready():

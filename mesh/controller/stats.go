@@ -3,6 +3,7 @@ package controller
 import (
 	"strconv"
 	"sync"
+	"sync/atomic"
 
 	"github.com/weftmesh/weft/mesh/metrics"
 )
@@ -11,6 +12,7 @@ import (
 type requests struct {
 	mu     sync.Mutex
 	counts map[requestKind]uint64 // guarded by mu
+	active atomic.Int64           // being answered now
 }
 
 type requestKind struct {

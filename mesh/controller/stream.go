@@ -25,8 +25,10 @@ func (s *server) serveView(w http.ResponseWriter, req *http.Request) {
 	c := callerOf(req.Context())
 	ctx, cancel := context.WithCancelCause(req.Context())
 	defer cancel(nil)
+	stop := context.AfterFunc(s.closing, func() { cancel(errStopping) })
+	defer stop()
 	st := newStream(c, connectionOf(req.Context()), ctx, cancel)
-	out := &events{w: w, rc: http.NewResponseController(w), timeout: s.cfg.WriteTimeout, now: s.now}
+	out := &events{w: w, rc: http.NewResponseController(w), timeout: s.cfg.WriteTimeout}
 	out.rc.SetReadDeadline(time.Time{})
 
 	if err := s.streams.admit(ctx, st, s.cfg.FenceAfter); err != nil {
@@ -70,8 +72,6 @@ func (s *server) follow(ctx context.Context, c caller, st *stream, out *events) 
 	case <-s.store.Ready():
 	case <-ctx.Done():
 		return context.Cause(ctx)
-	case <-s.closing:
-		return errStopping
 	}
 	// Subscribed before the state is read, so that no change falls between.
 	wake, unsubscribe := s.store.Subscribe()
@@ -92,8 +92,6 @@ func (s *server) follow(ctx context.Context, c caller, st *stream, out *events) 
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
-		case <-s.closing:
-			return errStopping
 		case <-wake:
 			next := s.store.State()
 			if next.Revision == at.Revision {
@@ -117,7 +115,7 @@ func (s *server) follow(ctx context.Context, c caller, st *stream, out *events) 
 		case <-st.nudge:
 		}
 		// The time is when this controller last knew its state to be current.
-		if err := out.sendJSON(at.Revision, api.EventPing, api.Ping{Revision: at.Revision, Time: s.now().Add(-s.store.Age()).UTC()}); err != nil {
+		if err := out.sendJSON(at.Revision, api.EventPing, api.Ping{Revision: at.Revision, Time: time.Now().Add(-s.store.Age()).UTC()}); err != nil {
 			return err
 		}
 		st.pings.Add(1)
@@ -135,12 +133,12 @@ func (s *server) viewOf(c caller, st mesh.State) (mesh.View, error) {
 }
 
 // events writes server-sent events. A reader that does not take one within the
-// timeout is cut off.
+// timeout is cut off (over HTTP/1.1 up to 5 s later: crypto/tls tries to say
+// goodbye).
 type events struct {
 	w       http.ResponseWriter
 	rc      *http.ResponseController
 	timeout time.Duration
-	now     func() time.Time
 }
 
 func (e *events) start() {
@@ -160,7 +158,7 @@ func (e *events) sendJSON(rev mesh.Revision, kind string, v any) error {
 
 // send writes one event, data without line breaks, and flushes it.
 func (e *events) send(id, kind string, data []byte) error {
-	if err := e.rc.SetWriteDeadline(e.now().Add(e.timeout)); err != nil {
+	if err := e.rc.SetWriteDeadline(time.Now().Add(e.timeout)); err != nil {
 		return fmt.Errorf("send %s: %w", kind, err)
 	}
 	if id != "" {

@@ -125,6 +125,27 @@ func TestPinNeedsASignature(t *testing.T) {
 	}
 }
 
+// A certificate of ours for a server that is not a controller is no good.
+func TestControllerMustBeOne(t *testing.T) {
+	t.Parallel()
+	ca, key := newCA(t), newKey(t)
+	template, err := newTemplate("something else", time.Hour, epoch)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template.DNSNames, template.ExtKeyUsage = []string{"other.weft"}, []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
+	der, err := ca.sign(template, key.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert := &tls.Certificate{Certificate: [][]byte{der, ca.Certificate()}, PrivateKey: key}
+	client := ClientTLS(ClientConfig{Pin: ca.Pin(), Now: func() time.Time { return epoch }})
+	var wrong x509.HostnameError
+	if err, _ := handshake(t, ServerTLS(func() *tls.Certificate { return cert }), client); !errors.As(err, &wrong) {
+		t.Errorf("got %v, want a wrong name", err)
+	}
+}
+
 func TestServerTLSTakesExpiredClients(t *testing.T) {
 	t.Parallel()
 	ca, key := newCA(t), newKey(t)

@@ -223,9 +223,7 @@ func TestClientsOfARemovedHost(t *testing.T) {
 	host(t, s, "both", "acme", "beta")
 	host(t, s, "absent", "acme")
 	host(t, s, "present", "acme")
-	if err := s.Present(t.Context(), "present", "controller1"); err != nil {
-		t.Fatal(err)
-	}
+	announce(t, s, "present", "controller1")
 	eventually(t, s, "presence is mirrored", func(state mesh.State) bool { return state.Presence.Has("present") })
 	a, b := client(t, s, "acme", "laptop", "both"), client(t, s, "beta", "laptop", "both")
 	state := mirroredAt(t, s, done(s.RemoveHost(t.Context(), "test", "both"))(t))

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"hash/fnv"
 
-	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
-
 	"github.com/weftmesh/weft/ipam"
 	"github.com/weftmesh/weft/mesh"
 )
@@ -17,7 +15,7 @@ import (
 type ClientSpec struct {
 	Org     string
 	Name    string
-	Key     wgtypes.Key
+	Key     mesh.Key
 	TLSKey  string // "" for a client that follows no view
 	Gateway string // host; "": one is chosen
 }
@@ -82,7 +80,7 @@ func checkClient(spec ClientSpec) error {
 	if err := mesh.CheckName("client", spec.Name); err != nil {
 		return err
 	}
-	if spec.Key == (wgtypes.Key{}) {
+	if spec.Key == (mesh.Key{}) {
 		return fmt.Errorf("client %s: it has no WireGuard key", spec.Name)
 	}
 	return nil

@@ -58,7 +58,7 @@ func TestUnknownFieldsAreKept(t *testing.T) {
 
 func TestKeys(t *testing.T) {
 	t.Parallel()
-	k := wgtypes.Key{0: 0xfb, 1: 0xff, 2: 0xfe} // with '+' and '/' in plain base64
+	k := mesh.Key{0: 0xfb, 1: 0xff, 2: 0xfe} // with '+' and '/' in plain base64
 	for _, tt := range []struct{ got, want string }{
 		{wireguardKey(k), "keys/-__-AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"},
 		{tlsKey("sha256:a/b"), "keys/tls.c2hhMjU2OmEvYg"},

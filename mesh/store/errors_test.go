@@ -129,6 +129,9 @@ func TestACallerWhoGivesUp(t *testing.T) {
 	if _, _, err := s.CreateOrg(ctx, "", "acme"); !errors.Is(err, context.Canceled) {
 		t.Errorf("error %v, want the context's", err)
 	}
+	if _, err := s.needPlan(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	unlock, err := s.locks.lock(t.Context(), "networks")
 	if err != nil {
 		t.Fatal(err)

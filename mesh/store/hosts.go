@@ -7,8 +7,6 @@ import (
 	"net/netip"
 	"slices"
 
-	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
-
 	"github.com/weftmesh/weft/mesh"
 )
 
@@ -22,7 +20,7 @@ type TokenUse struct {
 type HostSpec struct {
 	Name      string
 	Region    string // used if the token names none
-	Key       wgtypes.Key
+	Key       mesh.Key
 	TLSKey    string // hash, see enroll.KeyHash
 	Endpoints []netip.AddrPort
 	NAT       bool
@@ -116,7 +114,7 @@ func checkHost(spec HostSpec) error {
 	if err := mesh.CheckName("host", spec.Name); err != nil {
 		return err
 	}
-	if spec.Key == (wgtypes.Key{}) || spec.TLSKey == "" {
+	if spec.Key == (mesh.Key{}) || spec.TLSKey == "" {
 		return fmt.Errorf("host %s: it has no keys", spec.Name)
 	}
 	return checkEndpoints(spec.Name, spec.Endpoints)
@@ -154,7 +152,7 @@ func (t *tx) host(ctx context.Context, name string) (mesh.Host, error) {
 }
 
 // claimKeys makes the keys node's own, if they are nobody's.
-func (t *tx) claimKeys(node mesh.Node, key wgtypes.Key, tls string) error {
+func (t *tx) claimKeys(node mesh.Node, key mesh.Key, tls string) error {
 	claims := map[string]string{wireguardKey(key): "WireGuard key"}
 	if tls != "" {
 		claims[tlsKey(tls)] = "TLS key"
@@ -175,7 +173,7 @@ func (t *tx) claimKeys(node mesh.Node, key wgtypes.Key, tls string) error {
 }
 
 // dropKeys gives a node's keys up.
-func (t *tx) dropKeys(key wgtypes.Key, tls string) {
+func (t *tx) dropKeys(key mesh.Key, tls string) {
 	t.delete(wireguardKey(key))
 	if tls != "" {
 		t.delete(tlsKey(tls))

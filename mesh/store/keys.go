@@ -6,7 +6,8 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/weftmesh/weft/mesh"
 )
 
 // Keys below the root. Those of State are named as its Changes are.
@@ -54,7 +55,7 @@ func restingKey(prefix string, due time.Time, number uint64) string {
 
 // wireguardKey is the key that makes a WireGuard key unique. Base64 has a '/' in
 // it, so this is the URL alphabet.
-func wireguardKey(k wgtypes.Key) string { return "keys/" + base64.RawURLEncoding.EncodeToString(k[:]) }
+func wireguardKey(k mesh.Key) string { return "keys/" + base64.RawURLEncoding.EncodeToString(k[:]) }
 
 // tlsKey does the same for the hash of a TLS key. No base64 text has a '.'.
 func tlsKey(hash string) string {

@@ -18,6 +18,8 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
 	"github.com/weftmesh/weft/mesh"
 )
 
@@ -603,7 +605,7 @@ func sameView(t *testing.T, state mesh.State) {
 		if !there {
 			t.Errorf("host %s has no view", name)
 		}
-		v.Config(key(name), 0)
+		v.Config(wgtypes.Key(key(name)), 0)
 		v.Addresses()
 	}
 }

@@ -9,7 +9,7 @@ import (
 	"github.com/weftmesh/weft/mesh"
 )
 
-// at returns where a host is present, "" if nowhere.
+// presentAt returns where a host is present, "" if nowhere.
 func presentAt(state mesh.State, host string) string {
 	p, _ := state.Presence.Get(host)
 	return p.Controller
@@ -30,6 +30,9 @@ func TestPresence(t *testing.T) {
 	host(t, one, "h")
 	expect := func(want string) {
 		t.Helper()
+		if got := presentAt(fresh(t, one), "h"); got != want {
+			t.Errorf("the host is present at %q, want %q", got, want)
+		}
 		for _, s := range []*Store{one, two} {
 			eventually(t, s, "the host is present at "+want, func(state mesh.State) bool { return presentAt(state, "h") == want })
 		}
@@ -59,14 +62,11 @@ func TestPresence(t *testing.T) {
 	absent(two, "two") // once too often
 
 	// A host that is not there, or is removed, has no presence.
-	announce2 := func(host string) {
-		t.Helper()
-		if err := one.Present(t.Context(), host, "one"); err != nil {
+	for _, name := range []string{"gone", "h"} {
+		if err := one.Present(t.Context(), name, "one"); err != nil {
 			t.Error(err)
 		}
 	}
-	announce2("gone")
-	announce2("h")
 	expect("one")
 	done(one.RemoveHost(t.Context(), "test", "h"))(t)
 	expect("")

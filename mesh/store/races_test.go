@@ -126,7 +126,9 @@ func holdsTogether(t testing.TB, s *Store, state mesh.State) {
 		if !state.Orgs.Has(c.Org) || c.Gateway != "" && !state.Hosts.Has(c.Gateway) {
 			t.Errorf("client %s of org %s at gateway %s: one is not there", k, c.Org, c.Gateway)
 		}
-		keys = append(keys, wireguardKey(c.Key), tlsKey(c.TLSKey))
+		if keys = append(keys, wireguardKey(c.Key)); c.TLSKey != "" {
+			keys = append(keys, tlsKey(c.TLSKey))
+		}
 	}
 	slices.Sort(keys)
 	if got := keysBelow(t, s, "keys/"); !slices.Equal(got, keys) {
@@ -150,6 +152,32 @@ func holdsTogether(t testing.TB, s *Store, state mesh.State) {
 				t.Errorf("%s rests and is host %s's", k, h)
 			}
 		}
+	}
+	operators := 0
+	for k, o := range state.Operators.All() {
+		if o.Role == mesh.RoleOperator {
+			operators++
+		}
+		if o.Org != "" && !state.Orgs.Has(o.Org) {
+			t.Errorf("operator %s is of an org that is gone", k)
+		}
+	}
+	if operators == 0 {
+		t.Error("nobody can administer the mesh")
+	}
+	for k, x := range state.Tokens.All() {
+		for _, o := range append(x.Orgs, x.Org) {
+			if o != "" && o != mesh.AllOrgs && !state.Orgs.Has(o) {
+				t.Errorf("token %s is for org %s, which is gone", k, o)
+			}
+		}
+	}
+	regions := map[uint8]string{}
+	for k, r := range state.Regions.All() {
+		if other, taken := regions[r.Number]; taken {
+			t.Errorf("regions %s and %s have number %d", other, k, r.Number)
+		}
+		regions[r.Number] = k
 	}
 	for k := range state.Apps.All() {
 		if org, _, _ := strings.Cut(k, "/"); !state.Orgs.Has(org) {

@@ -211,12 +211,12 @@ func hash(secret string) []byte {
 	return h[:]
 }
 
-func key(name string) wgtypes.Key {
+func key(name string) mesh.Key {
 	k, err := wgtypes.NewKey(hash("key of " + name))
 	if err != nil {
 		panic(err)
 	}
-	return k
+	return mesh.Key(k)
 }
 
 // token creates one and returns how to use it; its secret is its id.
@@ -440,7 +440,7 @@ func second(_ int64, err error) error { return err }
 
 // compare knows values that hold unexported fields and times by their instant.
 var compare = cmp.Options{
-	cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{}, netip.Prefix{}, ipam.Plan{}, wgtypes.Key{}),
+	cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{}, netip.Prefix{}, ipam.Plan{}, mesh.Key{}),
 	cmpopts.EquateApproxTime(0),
 	cmpopts.EquateEmpty(),
 }

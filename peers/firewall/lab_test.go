@@ -164,7 +164,7 @@ func (l *lab) addMachine(t testing.TB, nl *netlink.Handle, a peers.Attachment) {
 	check(t, nl.LinkSetIP6AddrGenMode(outer, 1))
 	addAddr(t, nl, outer, netip.MustParsePrefix("fe80::1/64"), false)
 	check(t, nl.LinkSetUp(outer))
-	check(t, nl.RouteAdd(&netlink.Route{LinkIndex: outer.Attrs().Index, Dst: ipNet(a.Endpoint)}))
+	check(t, nl.RouteAdd(&netlink.Route{LinkIndex: outer.Attrs().Index, Dst: netns.IPNet(a.Endpoint)}))
 
 	name := strings.TrimPrefix(a.Link, "m-")
 	header := append(append([]byte{}, outer.Attrs().HardwareAddr...), inner.Attrs().HardwareAddr...)
@@ -188,7 +188,7 @@ func (l *lab) addTunnel(t testing.TB, nl *netlink.Handle, name string, mtu int, 
 	check(t, nl.LinkSetMTU(link, mtu))
 	check(t, nl.LinkSetUp(link))
 	for _, r := range routes {
-		check(t, nl.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(netip.MustParsePrefix("fd12:3456:789a:" + r))}))
+		check(t, nl.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: netns.IPNet(netip.MustParsePrefix("fd12:3456:789a:" + r))}))
 	}
 	l.add(t, p)
 }
@@ -277,15 +277,11 @@ func openTUN(name string) (*os.File, error) {
 
 func addAddr(t testing.TB, nl *netlink.Handle, l netlink.Link, a netip.Prefix, deprecated bool) {
 	t.Helper()
-	x := &netlink.Addr{IPNet: ipNet(a), Flags: unix.IFA_F_NODAD}
+	x := &netlink.Addr{IPNet: netns.IPNet(a), Flags: unix.IFA_F_NODAD}
 	if deprecated {
 		x.ValidLft = 0xffffffff
 	}
 	check(t, nl.AddrAdd(l, x))
-}
-
-func ipNet(p netip.Prefix) *net.IPNet {
-	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
 func sysctl(t testing.TB, ns *netns.Handle, name, value string) {

@@ -102,14 +102,14 @@ func (k *kernel) read(c Config) (State, error) {
 }
 
 func (k *kernel) readRoutes(s *State, link netlink.Link) error {
-	routes, err := retry(func() ([]netlink.Route, error) {
+	routes, err := netns.List(func() ([]netlink.Route, error) {
 		return k.nl.RouteListFiltered(netlink.FAMILY_V6, &netlink.Route{Protocol: Protocol}, netlink.RT_FILTER_PROTOCOL)
 	})
 	if err != nil {
 		return fmt.Errorf("list routes: %w", err)
 	}
 	for _, r := range routes {
-		prefix, ok := prefixOf(r.Dst)
+		prefix, ok := netns.Prefix(r.Dst)
 		switch {
 		case !ok:
 		case r.Type == unix.RTN_UNREACHABLE:
@@ -122,14 +122,14 @@ func (k *kernel) readRoutes(s *State, link netlink.Link) error {
 }
 
 func (k *kernel) addresses(link netlink.Link) ([]Address, error) {
-	addrs, err := retry(func() ([]netlink.Addr, error) { return k.nl.AddrList(link, netlink.FAMILY_V6) })
+	addrs, err := netns.List(func() ([]netlink.Addr, error) { return k.nl.AddrList(link, netlink.FAMILY_V6) })
 	if err != nil {
 		return nil, fmt.Errorf("list addresses on %s: %w", link.Attrs().Name, err)
 	}
 	var out []Address
 	for _, a := range addrs {
 		// One with an end is not what Set put: it is set again.
-		if prefix, ok := prefixOf(a.IPNet); ok && a.ValidLft >= math.MaxInt32 {
+		if prefix, ok := netns.Prefix(a.IPNet); ok && a.ValidLft >= math.MaxInt32 {
 			out = append(out, Address{prefix, a.Flags&unix.IFA_F_DEPRECATED != 0})
 		}
 	}
@@ -140,7 +140,7 @@ func (k *kernel) addresses(link netlink.Link) ([]Address, error) {
 func (k *kernel) makesLinkLocal(link string) (bool, error) {
 	var mode []byte
 	err := k.plane.Do(func() (err error) {
-		mode, err = os.ReadFile(sysctlPath("net/ipv6/conf/" + link + "/addr_gen_mode"))
+		mode, err = os.ReadFile(netns.Sysctl("net/ipv6/conf/" + link + "/addr_gen_mode"))
 		return err
 	})
 	if errors.Is(err, os.ErrNotExist) {
@@ -185,20 +185,20 @@ func (k *kernel) change(link netlink.Link, c Change) error {
 		return gone(k.nl.RouteDel(unreachable(c.Prefix)))
 	case NoLinkLocal:
 		return k.plane.Do(func() error {
-			return setSysctl("net/ipv6/conf/"+c.Link+"/addr_gen_mode", "1")
+			return netns.SetSysctl("net/ipv6/conf/"+c.Link+"/addr_gen_mode", "1")
 		})
 	case SetMTU:
 		return k.nl.LinkSetMTU(link, c.MTU)
 	case SetUp:
 		return k.nl.LinkSetUp(link)
 	case SetAddress:
-		a := &netlink.Addr{IPNet: ipNet(c.Prefix), Flags: unix.IFA_F_NODAD, ValidLft: forever(), PreferedLft: forever()}
+		a := &netlink.Addr{IPNet: netns.IPNet(c.Prefix), Flags: unix.IFA_F_NODAD, ValidLft: forever(), PreferedLft: forever()}
 		if c.Deprecated {
 			a.PreferedLft = 0
 		}
 		return k.nl.AddrReplace(link, a)
 	case DropAddress:
-		return gone(k.nl.AddrDel(link, &netlink.Addr{IPNet: ipNet(c.Prefix)}))
+		return gone(k.nl.AddrDel(link, &netlink.Addr{IPNet: netns.IPNet(c.Prefix)}))
 	case AddRoute:
 		return k.nl.RouteAdd(route(link, c))
 	case ChangeRoute:
@@ -210,11 +210,11 @@ func (k *kernel) change(link netlink.Link, c Change) error {
 }
 
 func route(link netlink.Link, c Change) *netlink.Route {
-	return &netlink.Route{Dst: ipNet(c.Prefix), LinkIndex: link.Attrs().Index, Protocol: Protocol, MTU: c.MTU}
+	return &netlink.Route{Dst: netns.IPNet(c.Prefix), LinkIndex: link.Attrs().Index, Protocol: Protocol, MTU: c.MTU}
 }
 
 func unreachable(prefix netip.Prefix) *netlink.Route {
-	return &netlink.Route{Dst: ipNet(prefix), Type: unix.RTN_UNREACHABLE, Protocol: Protocol, Priority: unreachableMetric}
+	return &netlink.Route{Dst: netns.IPNet(prefix), Type: unix.RTN_UNREACHABLE, Protocol: Protocol, Priority: unreachableMetric}
 }
 
 // gone takes "it is not there" for success.
@@ -228,26 +228,3 @@ func gone(err error) error {
 // forever is an address's lifetime without end: 0xffffffff where an int holds it,
 // and otherwise 68 years.
 func forever() int { return int(min(uint64(math.MaxUint32), uint64(math.MaxInt))) }
-
-// retry asks again when the kernel says that a list changed while it was read.
-func retry[T any](list func() (T, error)) (out T, err error) {
-	for range 10 {
-		if out, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
-			return out, err
-		}
-	}
-	return out, err
-}
-
-func ipNet(p netip.Prefix) *net.IPNet {
-	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
-}
-
-func prefixOf(n *net.IPNet) (netip.Prefix, bool) {
-	if n == nil {
-		return netip.Prefix{}, false
-	}
-	addr, ok := netip.AddrFromSlice(n.IP)
-	bits, _ := n.Mask.Size()
-	return netip.PrefixFrom(addr, bits), ok
-}

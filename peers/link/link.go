@@ -9,9 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
-	"path/filepath"
-	"strings"
 
 	"github.com/weftmesh/weft/peers/netns"
 )
@@ -182,7 +179,7 @@ func Prepare(plane *netns.Handle) error {
 	defer k.Close()
 	err = plane.Do(func() error {
 		for _, s := range planeSysctls() {
-			if err := setSysctl(s[0], s[1]); err != nil {
+			if err := netns.SetSysctl(s[0], s[1]); err != nil {
 				return err
 			}
 		}
@@ -197,25 +194,6 @@ func Prepare(plane *netns.Handle) error {
 	}
 	if err := k.nl.LinkSetUp(lo); err != nil {
 		return fmt.Errorf("prepare the data plane: bring lo up: %w", err)
-	}
-	return nil
-}
-
-// sysctlPath follows the thread's namespace: /proc/sys/net is the reader's own.
-func sysctlPath(name string) string { return filepath.Join("/proc/sys", name) }
-
-// setSysctl writes a value unless it is there already: in a container /proc/sys
-// may be read-only and yet right.
-func setSysctl(name, value string) error {
-	have, err := os.ReadFile(sysctlPath(name))
-	if err == nil && strings.TrimSpace(string(have)) == value {
-		return nil
-	}
-	if err == nil {
-		err = os.WriteFile(sysctlPath(name), []byte(value), 0)
-	}
-	if err != nil {
-		return fmt.Errorf("set sysctl %s to %s: %w", strings.ReplaceAll(name, "/", "."), value, err)
 	}
 	return nil
 }

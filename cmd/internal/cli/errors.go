@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
 	"strconv"
 	"strings"
 
@@ -51,6 +52,18 @@ func WithCode(err error, code int) error {
 	return &coded{err, code}
 }
 
+// Missing gives err CodeNotFound if its reason is that a file that the user named
+// does not exist. An empty path is none.
+func Missing(err error, path string) error {
+	if !errors.Is(err, fs.ErrNotExist) || path == "" {
+		return err
+	}
+	if _, statErr := os.Stat(path); errors.Is(statErr, fs.ErrNotExist) {
+		return WithCode(err, CodeNotFound)
+	}
+	return err
+}
+
 // Usagef is an error that ends the program with CodeUsage.
 func Usagef(format string, args ...any) error {
 	return WithCode(fmt.Errorf(format, args...), CodeUsage)
@@ -84,7 +97,7 @@ func Code(err error) int {
 		return c.code
 	case errors.Is(err, api.ErrNotFound):
 		return CodeNotFound
-	case errors.Is(err, api.ErrInvalid):
+	case errors.Is(err, api.ErrInvalid), errors.Is(err, enroll.ErrTokenText):
 		return CodeUsage
 	case errors.Is(err, api.ErrUnauthorized), errors.Is(err, api.ErrForbidden), errors.Is(err, api.ErrToken),
 		errors.Is(err, fs.ErrPermission), errors.Is(err, enroll.ErrExposed),

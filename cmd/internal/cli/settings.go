@@ -3,7 +3,6 @@ package cli
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"strings"
 
@@ -48,11 +47,8 @@ func Settings(cmd *cobra.Command, env func(string) (string, bool)) error {
 		return nil
 	}
 	text, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return WithCode(fmt.Errorf("settings: %w", err), CodeNotFound)
-	}
 	if err != nil {
-		return fmt.Errorf("settings: %w", err)
+		return Missing(fmt.Errorf("settings: %w", err), path)
 	}
 	return applyFile(cmd, path, text)
 }
