@@ -4,6 +4,7 @@
 package main
 
 import (
+	"fmt"
 	"net/netip"
 	"os"
 
@@ -22,7 +23,7 @@ func root() *cobra.Command {
 		Use:   "weft-agent",
 		Short: "Makes a server a host of a weft mesh",
 	}
-	cmd.AddCommand(runCommand())
+	cmd.AddCommand(runCommand(), cleanCommand())
 	return cmd
 }
 
@@ -80,6 +81,27 @@ file that --config names, listen-port.`,
 	f.StringSliceVar(&s.disable, "disable", nil, "switch mechanisms off, for fault injection")
 	f.Lookup("disable").Hidden = true
 	s.log = cli.AddLog(f)
+	return cmd
+}
+
+func cleanCommand() *cobra.Command {
+	// The name only has to be one: nothing that is removed bears it.
+	c := agent.HostConfig{Join: agent.Join{Name: "clean"}}
+	cmd := &cobra.Command{
+		Use: "clean", Short: "Remove what an agent that has ended left in the system", Args: cli.Args(),
+		Long: `Remove what an agent that has ended left in the system so that machines and a restart
+find it: the network namespace of the data plane, and the machines' links. What it
+has on disk stays. No agent may run with this configuration.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if _, err := (local.Client{Socket: c.Socket}).Status(cmd.Context()); err == nil {
+				return mesh.WithHint(fmt.Errorf("clean: an agent runs, on socket %s", c.Socket), "end it first")
+			}
+			return agent.Clean(cmd.Context(), c)
+		},
+	}
+	f := cmd.PersistentFlags()
+	f.StringVar(&c.Socket, "socket", local.HostSocket, "what \"weft-agent run\" was given: `SOCKET`")
+	f.StringVar(&c.Namespace, "namespace", "weft", "what \"weft-agent run\" was given: `NAMESPACE`")
 	return cmd
 }
 

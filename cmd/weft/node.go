@@ -50,7 +50,8 @@ func statusCommand() *cobra.Command {
 				return notRunning(err)
 			}
 			if cli.IsJSON(cmd) {
-				return cli.PrintJSON(cmd, s)
+				s.Orgs, s.Peers = append([]string{}, s.Orgs...), append([]local.Peer{}, s.Peers...)
+				return cli.PrintJSON(cmd, s) // an empty list is one, not null
 			}
 			for _, t := range []cli.Table{statusTable(s), peerTable(s.Peers), gatewayTable(s.Gateways), attachedTable(s.Machines)} {
 				if len(t.Rows) == 0 {
@@ -192,6 +193,7 @@ with exit code 3.`,
 
 func printDig(cmd *cobra.Command, d local.Dig) error {
 	if cli.IsJSON(cmd) {
+		d.Answer = append([]string{}, d.Answer...)
 		return cli.PrintJSON(cmd, d)
 	}
 	w := cmd.OutOrStdout()

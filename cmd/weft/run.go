@@ -31,7 +31,7 @@ executed; 127 if there is no such command. Signals are passed on.
 
 The machine stays when the agent is restarted, and goes with this process.`,
 		Example: `  weft run --org acme --app web -- python3 -m http.server --bind :: 80
-  weft run --org acme --app db --name db-1 --stable --meta role=primary -- postgres`,
+  weft run --org acme --app db --name db-1 --meta role=primary -- postgres`,
 		Args:        cli.Args("COMMAND..."),
 		Annotations: map[string]string{cli.OwnCode: strconv.Itoa(attach.ExitFailed)},
 		RunE:        run,
@@ -42,7 +42,6 @@ The machine stays when the agent is restarted, and goes with this process.`,
 	f.SetInterspersed(false)
 	f.String("app", "", "the `APP` that it belongs to")
 	f.String("name", "", "its `NAME` in the org (default: drawn)")
-	f.Bool("stable", false, "keep its address when it is on another host (a machine with --name does)")
 	f.String("group", "", "its process `GROUP`")
 	f.StringToString("meta", nil, "what it can be found by: `KEY=VALUE`, also several")
 	return cmd
@@ -53,8 +52,8 @@ func run(cmd *cobra.Command, args []string) error {
 	if err != nil {
 		return err
 	}
-	s := &stay{client: node(cmd), request: request, note: func(format string, args ...any) { cli.Notef(cmd, format, args...) }}
-	// Signals are the command's: they do not end the context.
+	s := &stay{client: node(cmd), request: request, interrupted: cmd.Context(), note: func(format string, args ...any) { cli.Notef(cmd, format, args...) }}
+	// Signals are the command's: they do not end the context, once it runs.
 	ctx, cancel := context.WithCancel(context.WithoutCancel(cmd.Context()))
 	defer s.keeping.Wait()
 	defer cancel()
@@ -77,10 +76,6 @@ func attachRequest(cmd *cobra.Command) (r local.AttachRequest, err error) {
 	r.ID, _ = f.GetString("name")
 	r.Group, _ = f.GetString("group")
 	r.Meta, _ = f.GetStringToString("meta")
-	r.Stable, _ = f.GetBool("stable")
-	if !f.Changed("stable") {
-		r.Stable = r.ID != ""
-	}
 	for _, check := range [][2]string{{"org", r.Org}, {"app", r.App}, {"machine", r.ID}, {"group", r.Group}} {
 		if check[1] == "" && !slices.Contains([]string{"org", "app"}, check[0]) {
 			continue
@@ -99,18 +94,27 @@ type stay struct {
 	request local.AttachRequest
 	note    func(format string, args ...any)
 	keeping sync.WaitGroup
+	// interrupted ends when the user gives up; it counts until the machine is attached.
+	interrupted context.Context
 }
 
 // attach is what attach.Run calls once, while thread tid holds the namespace. It
 // does so until Run returns.
 func (s *stay) attach(ctx context.Context, tid int) (attach.Settings, error) {
 	s.request.TID = tid
+	ctx, cancel := context.WithCancel(ctx)
+	attached := context.AfterFunc(s.interrupted, cancel)
 	a, err := s.client.Attach(ctx, s.request)
+	attached()
 	if err != nil {
+		cancel()
 		return attach.Settings{}, err
 	}
 	s.request.ID = a.ID
-	s.keeping.Go(func() { s.keep(ctx, a) })
+	s.keeping.Go(func() {
+		defer cancel()
+		s.keep(ctx, a)
+	})
 	return attach.Settings{Resolver: a.Resolver, Hostname: a.ID}, nil
 }
 

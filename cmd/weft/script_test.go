@@ -22,6 +22,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
+	"github.com/weftmesh/weft/mesh/agent/local"
 	"github.com/weftmesh/weft/mesh/api"
 	"github.com/weftmesh/weft/mesh/enroll"
 	"github.com/weftmesh/weft/peers/netns"
@@ -41,7 +42,9 @@ import (
 //	taken NAME            put a TCP and UDP port that somebody listens on into $NAME
 //	namespace NAME        make a network namespace with lo up for the script; $NS is its path
 //	leaves NAME           remove this network namespace when the script has ended
+//	downs SOCKET          end the "weft up" on this socket when the script has ended, however
 //	ends CODE COMMAND...  run a command that ends with this exit code
+//	ahead YEARS           a controller whose clock is ahead: operator.yaml, ahead.token, $AHEAD
 //	was DIR, same DIR     note what a directory holds; check that nothing has changed
 func TestScripts(t *testing.T) {
 	bin := programs(t)
@@ -66,41 +69,46 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"mesh": cmdMesh, "halt": cmdHalt, "joins": cmdJoins, "waitfor": cmdWaitFor, "port": cmdPort,
-			"ends": cmdEnds, "taken": cmdTaken, "namespace": cmdNamespace, "leaves": cmdLeaves, "was": cmdWas, "same": cmdSame,
+			"ends": cmdEnds, "taken": cmdTaken, "namespace": cmdNamespace, "leaves": cmdLeaves, "downs": cmdDowns, "was": cmdWas, "same": cmdSame, "ahead": cmdAhead,
 		},
 	})
 }
 
+// TestMain removes what programs built.
+func TestMain(m *testing.M) {
+	code := m.Run()
+	os.RemoveAll(built.dir)
+	os.Exit(code)
+}
+
+// built is where the commands were built, once for all tests.
+var built struct {
+	once sync.Once
+	dir  string
+	err  error
+}
+
 // programs returns the directory of the three commands.
-var programs = func() func(testing.TB) string {
-	var once sync.Once
-	var dir string
-	var err error
-	return func(t testing.TB) string {
-		t.Helper()
-		once.Do(func() {
-			if dir = os.Getenv("WEFT_BIN"); dir != "" {
-				return
-			}
-			if dir, err = os.MkdirTemp("", "weft-bin"); err != nil {
-				return
-			}
-			var out []byte
-			out, err = exec.Command("go", "build", "-o", dir+"/", "github.com/weftmesh/weft/cmd/weft",
-				"github.com/weftmesh/weft/cmd/weft-agent", "github.com/weftmesh/weft/cmd/weft-controller").CombinedOutput()
-			if err != nil {
-				err = fmt.Errorf("build the commands: %w\n%s", err, out)
-			}
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if os.Getenv("WEFT_BIN") == "" {
-			t.Cleanup(func() { os.RemoveAll(dir) })
-		}
+func programs(t testing.TB) string {
+	t.Helper()
+	if dir := os.Getenv("WEFT_BIN"); dir != "" {
 		return dir
 	}
-}()
+	built.once.Do(func() {
+		if built.dir, built.err = os.MkdirTemp("", "weft-bin"); built.err != nil {
+			return
+		}
+		out, err := exec.Command("go", "build", "-o", built.dir+"/", "github.com/weftmesh/weft/cmd/weft",
+			"github.com/weftmesh/weft/cmd/weft-agent", "github.com/weftmesh/weft/cmd/weft-controller").CombinedOutput()
+		if err != nil {
+			built.err = fmt.Errorf("build the commands: %w\n%s", err, out)
+		}
+	})
+	if built.err != nil {
+		t.Fatal(built.err)
+	}
+	return built.dir
+}
 
 type stateKey struct{}
 
@@ -274,6 +282,17 @@ func cmdNamespace(ts *testscript.TestScript, neg bool, args []string) {
 // cmdLeaves is for an agent's data plane, which outlives the agent.
 func cmdLeaves(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Defer(func() { netns.Remove(args[0]) })
+}
+
+// cmdDowns is for what went into the background: nobody else ends it if the script
+// fails.
+func cmdDowns(ts *testscript.TestScript, neg bool, args []string) {
+	socket := ts.MkAbs(args[0])
+	ts.Defer(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		local.Client{Socket: socket}.Down(ctx)
+	})
 }
 
 func cmdWas(ts *testscript.TestScript, neg bool, args []string) {

@@ -35,6 +35,9 @@ type control struct {
 
 	server *httptest.Server
 	alarm  signal
+	// Of all nodes of the test, in one course of time.
+	log  *slog.Logger
+	text *logs
 
 	mu        sync.Mutex // guards what follows
 	state     mesh.State
@@ -62,6 +65,7 @@ func newControl(t *testing.T) *control {
 		t.Fatal(err)
 	}
 	c := &control{t: t, ca: ca, lifetime: time.Hour, ping: 200 * time.Millisecond, requests: map[string]int{}, reports: map[string]api.Report{}, slot: 1}
+	c.log, c.text = newLog(t)
 	if c.token, err = enroll.NewToken(mesh.KindHost, ca.Pin()); err != nil {
 		t.Fatal(err)
 	}

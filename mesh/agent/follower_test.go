@@ -153,10 +153,13 @@ func TestFollowerWantsASnapshotFromEachStream(t *testing.T) {
 			{events: []api.Event{{Snapshot: v}}},
 			{events: []api.Event{{Delta: &mesh.Delta{Removed: []string{"hosts/h000"}}}}, hang: true},
 		}}}
-		f, _, end := follow(t, s)
+		f, p, end := follow(t, s)
 		letPass(time.Minute)
 		if len(f.View().Hosts) != 2 {
 			t.Error("a change without a snapshot was applied")
+		}
+		if got := p.list(); len(got) != 1 || !strings.Contains(got[0], "makes no sense") {
+			t.Errorf("the stream was not given up: %v", got)
 		}
 		end()
 	})

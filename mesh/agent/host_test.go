@@ -92,7 +92,6 @@ func newLog(t *testing.T) (*slog.Logger, *logs) {
 type node struct {
 	t      *testing.T
 	cfg    HostConfig
-	log    *logs
 	cancel context.CancelFunc
 	done   chan error
 }
@@ -119,15 +118,14 @@ func freePort(t *testing.T) uint16 {
 // newNode prepares an agent; several fit on one machine.
 func newNode(t *testing.T, c *control, name string) *node {
 	t.Helper()
-	log, text := newLog(t)
 	dir := t.TempDir()
-	n := &node{t: t, log: text, cfg: HostConfig{
+	n := &node{t: t, cfg: HostConfig{
 		Join: Join{
 			StateDir: filepath.Join(dir, "state"), Token: enroll.NewSecret(c.token.Text()), Controllers: []string{c.url()}, Name: name, Version: "test",
 		},
 		Port: freePort(t), Namespace: "weft-" + name, Link: "weft-" + name, SocketDir: filepath.Join(dir, "wg"),
 		Socket: filepath.Join(dir, "run", "agent.sock"), Upstreams: []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:9")},
-		Timing: quick(), Log: log,
+		Timing: quick(), Log: c.log.With("node", name),
 	}}
 	t.Cleanup(func() {
 		n.stop()
@@ -349,8 +347,10 @@ func TestHosts(t *testing.T) {
 		return
 	}
 	c := newControl(t)
-	a, b := newNode(t, c, "a").start(), newNode(t, c, "b").start()
-	eventually(t, 10*time.Second, "both have joined", func() bool { return a.status().Connected && b.status().Connected })
+	a := newNode(t, c, "a").start()
+	eventually(t, 10*time.Second, "a works", func() bool { return a.status().Address.IsValid() && a.status().Connected })
+	b := newNode(t, c, "b").start()
+	eventually(t, 10*time.Second, "b works", func() bool { return b.status().Connected })
 
 	web1 := newWorkload(t).attach(a, local.AttachRequest{Org: "acme", App: "web", ID: "web1"})
 	web2 := newWorkload(t).attach(b, local.AttachRequest{Org: "acme", App: "web", ID: "web2"})

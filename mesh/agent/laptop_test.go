@@ -20,18 +20,16 @@ import (
 type person struct {
 	t      *testing.T
 	cfg    LaptopConfig
-	log    *logs
 	cancel context.CancelFunc
 	done   chan error
 }
 
 func newPerson(t *testing.T, c *control, name string) *person {
 	t.Helper()
-	log, text := newLog(t)
 	dir := t.TempDir()
-	p := &person{t: t, log: text, cfg: LaptopConfig{
+	p := &person{t: t, cfg: LaptopConfig{
 		Join: Join{StateDir: filepath.Join(dir, "state"), Token: enroll.NewSecret(c.clients.Text()), Controllers: []string{c.url()}, Name: name},
-		Link: "weft-up", SocketDir: filepath.Join(dir, "wg"), Socket: filepath.Join(dir, "up.sock"), Timing: quick(), Log: log,
+		Link: "weft-up", SocketDir: filepath.Join(dir, "wg"), Socket: filepath.Join(dir, "up.sock"), Timing: quick(), Log: c.log.With("node", name),
 	}}
 	p.cfg.Timing.Measure = 300 * time.Millisecond
 	p.cfg.Timing.GatewayOut = time.Second

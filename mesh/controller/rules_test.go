@@ -13,7 +13,6 @@ import (
 
 	"github.com/weftmesh/weft/mesh"
 	"github.com/weftmesh/weft/mesh/api"
-	"github.com/weftmesh/weft/mesh/enroll"
 )
 
 // Who asks. acme is the org that is asked about, where there is one.
@@ -433,22 +432,6 @@ func TestListsAreCut(t *testing.T) {
 		t.Fatal(err)
 	}
 	refused(t, admin.Do(t.Context(), "GET", "/v1/orgs", nil, nil), api.ErrUnauthorized)
-}
-
-// A wrong credential is not made good by a right one beside it.
-func TestCredentialsDoNotMix(t *testing.T) {
-	t.Parallel()
-	w := newWorld(t, nil)
-	w.region("fra")
-	n := w.host("fra1", "fra", "all")
-	both := func(bearer string) *api.Client {
-		return w.client(enroll.ClientConfig{Pin: w.pin, Certificate: n.certificate}, bearer)
-	}
-	refused(t, both("admin."+strings.Repeat("a", 32)).Do(t.Context(), "POST", "/v1/nodes/self/renew", nil, nil), api.ErrUnauthorized)
-	refused(t, both(w.cred.Text()).Do(t.Context(), "POST", "/v1/nodes/self/renew", nil, nil), api.ErrForbidden)
-	for _, bearer := range []string{"x", "admin.", "." + w.cred.Secret.Reveal(), "nobody." + w.cred.Secret.Reveal(), w.cred.Text() + "a"} {
-		refused(t, both(bearer).Do(t.Context(), "GET", "/v1/orgs", nil, nil), api.ErrUnauthorized)
-	}
 }
 
 // A host is kept from other hosts' machines by the rule already, not only by the

@@ -250,3 +250,19 @@ func (w *world) etcdDump(ctx context.Context) (string, error) {
 	}
 	return out.String(), nil
 }
+
+// A wrong credential is not made good by a right one beside it.
+func TestCredentialsDoNotMix(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, nil)
+	w.region("fra")
+	n := w.host("fra1", "fra", "all")
+	both := func(bearer string) *api.Client {
+		return w.client(enroll.ClientConfig{Pin: w.pin, Certificate: n.certificate}, bearer)
+	}
+	refused(t, both("admin."+strings.Repeat("a", 32)).Do(t.Context(), "POST", "/v1/nodes/self/renew", nil, nil), api.ErrUnauthorized)
+	refused(t, both(w.cred.Text()).Do(t.Context(), "POST", "/v1/nodes/self/renew", nil, nil), api.ErrForbidden)
+	for _, bearer := range []string{"x", "admin.", "." + w.cred.Secret.Reveal(), "nobody." + w.cred.Secret.Reveal(), w.cred.Text() + "a"} {
+		refused(t, both(bearer).Do(t.Context(), "GET", "/v1/orgs", nil, nil), api.ErrUnauthorized)
+	}
+}

@@ -70,13 +70,12 @@ type GatewayState struct {
 // thread TID holds the machine's network namespace while the request is answered;
 // its process is taken from the socket's credentials, not from here.
 type AttachRequest struct {
-	Org    string            `json:"org"`
-	App    string            `json:"app"`
-	ID     string            `json:"id,omitempty"`
-	Group  string            `json:"group,omitempty"`
-	Meta   map[string]string `json:"meta,omitempty"`
-	Stable bool              `json:"stable,omitempty"`
-	TID    int               `json:"tid"`
+	Org   string            `json:"org"`
+	App   string            `json:"app"`
+	ID    string            `json:"id,omitempty"`
+	Group string            `json:"group,omitempty"`
+	Meta  map[string]string `json:"meta,omitempty"`
+	TID   int               `json:"tid"`
 }
 
 // Attached answers AttachRequest as one line of JSON. The response then stays
