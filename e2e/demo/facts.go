@@ -177,7 +177,7 @@ func isolated(ctx context.Context, s *stage) (string, error) {
 
 func hostOutOfReach(ctx context.Context, s *stage) (string, error) {
 	host := s.Hosts["fra1"]
-	service, err := host.Start("sshd-stand-in", filepath.Join(s.Bin(), "echo"), []string{"--listen", "[::]:22"}, []string{"WEFT_NAME=the-host-itself"})
+	service, err := host.Start("sshd-stand-in", filepath.Join(s.Bin(), "workload"), []string{"--listen", "[::]:22"}, []string{"WEFT_NAME=the-host-itself"})
 	if err != nil {
 		return "", err
 	}

@@ -13,7 +13,7 @@ import (
 // The programs of the project are built, started, and answer. Not parallel: it
 // sets the environment.
 func TestBuildAndServe(t *testing.T) {
-	packages := []string{"github.com/weftmesh/weft/e2e/lab/echo"}
+	packages := []string{"github.com/weftmesh/weft/e2e/lab/workload"}
 	t.Setenv("WEFT_BIN", "")
 	bin, err := Build(t.Context(), BuildConfig{Dir: filepath.Join(t.TempDir(), "bin"), Packages: packages})
 	must(t, err)
@@ -28,7 +28,7 @@ func TestBuildAndServe(t *testing.T) {
 
 	l := newLab(t, "curl")
 	a, b := newHost(t, l, "a", HostConfig{}), newHost(t, l, "b", HostConfig{IPv6: true})
-	p, err := b.Start("echo", bin.Path("echo"), nil, []string{"WEFT_NAME=web-1", "WEFT_REGION=fra"})
+	p, err := b.Start("echo", bin.Path("workload"), nil, []string{"WEFT_NAME=web-1", "WEFT_REGION=fra"})
 	must(t, err)
 	must(t, p.AwaitLog(t.Context(), "http on [::]:80", 5*time.Second))
 	out := sh(t, a, "curl -sS --local-port 4321 http://192.0.2.2/")

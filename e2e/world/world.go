@@ -299,7 +299,7 @@ func (w *World) Status(ctx context.Context, h *Host) (s local.Status, err error)
 
 // Echo is the command of a machine that answers over HTTP with its name and
 // region.
-func (w *World) Echo() []string { return []string{w.bin("echo")} }
+func (w *World) Echo() []string { return []string{w.bin("workload")} }
 
 // Bin is the directory of the built programs.
 func (w *World) Bin() string { return w.cfg.Bin }

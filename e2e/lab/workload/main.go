@@ -1,4 +1,4 @@
-// Command echo is a machine's workload for the lab: over HTTP it tells who it is,
+// Command workload is a machine's workload for the lab: over HTTP it tells who it is,
 // over UDP and TCP it says back what it hears. It is no part of the product.
 package main
 
