@@ -257,8 +257,11 @@ func (k *kernel) replace(want Table) error {
 	k.conn.AddTable(t)
 	k.conn.DelTable(t)
 	k.conn.AddTable(t)
-	for _, s := range want.Sets {
+	for i, s := range want.Sets {
 		spec := s.spec(t)
+		// Unique within the batch. Left at zero the library would draw it from a counter
+		// that all connections share without a lock.
+		spec.ID = uint32(i + 1)
 		if err := k.conn.AddSet(spec, nil); err != nil {
 			return fmt.Errorf("add set %s: %w", s.Name, err)
 		}

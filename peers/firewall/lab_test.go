@@ -166,6 +166,11 @@ func (l *lab) addMachine(t testing.TB, nl *netlink.Handle, a peers.Attachment) {
 	check(t, nl.LinkSetUp(outer))
 	check(t, nl.RouteAdd(&netlink.Route{LinkIndex: outer.Attrs().Index, Dst: netns.IPNet(a.Endpoint)}))
 
+	// Both ends carry packets, and are heard: neighbour discovery that is lost before
+	// that is tried again a second later.
+	awaitLink(t, inside, inner, netip.AddrFrom16(main))
+	awaitLink(t, nl, outer, netip.MustParseAddr("fe80::1"))
+
 	name := strings.TrimPrefix(a.Link, "m-")
 	header := append(append([]byte{}, outer.Attrs().HardwareAddr...), inner.Attrs().HardwareAddr...)
 	p := &port{name: name, ns: ns, header: binary.BigEndian.AppendUint16(header, unix.ETH_P_IPV6)}
@@ -174,6 +179,16 @@ func (l *lab) addMachine(t testing.TB, nl *netlink.Handle, a peers.Attachment) {
 		return err
 	}))
 	l.add(t, p)
+}
+
+func awaitLink(t testing.TB, nl *netlink.Handle, link netlink.Link, a netip.Addr) {
+	t.Helper()
+	eventually(t, link.Attrs().Name+" is ready", func() bool {
+		now, err := nl.LinkByIndex(link.Attrs().Index)
+		check(t, err)
+		routes, err := nl.RouteGetWithOptions(a.AsSlice(), &netlink.RouteGetOptions{IifIndex: link.Attrs().Index})
+		return err == nil && len(routes) == 1 && routes[0].Type == unix.RTN_LOCAL && now.Attrs().OperState == netlink.OperUp
+	})
 }
 
 func (l *lab) addTunnel(t testing.TB, nl *netlink.Handle, name string, mtu int, routes ...string) {
@@ -196,7 +211,7 @@ func (l *lab) addTunnel(t testing.TB, nl *netlink.Handle, name string, mtu int, 
 // add starts the port's reader. It ends with the file.
 func (l *lab) add(t testing.TB, p *port) {
 	p.seen = make(chan []byte, 1024)
-	done := make(chan struct{})
+	done, skip := make(chan struct{}), len(p.header)
 	go func() {
 		defer close(done)
 		buf := make([]byte, 65536)
@@ -205,11 +220,11 @@ func (l *lab) add(t testing.TB, p *port) {
 			if err != nil {
 				return
 			}
-			if n < len(p.header) {
+			if n < skip {
 				continue
 			}
 			select {
-			case p.seen <- append([]byte{}, buf[len(p.header):n]...):
+			case p.seen <- append([]byte{}, buf[skip:n]...):
 			default: // nobody looks
 			}
 		}
