@@ -21,6 +21,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -120,7 +121,58 @@ func attach(plane, machine *netns.Handle, m Machine) error {
 	if err := in.configureMachine(inner, m); err != nil {
 		return fmt.Errorf("in the machine: %w", err)
 	}
-	return out.configurePlane(outer, m)
+	if err := out.configurePlane(outer, m); err != nil {
+		return err
+	}
+	return waitReady(func() (bool, error) {
+		ok, err := in.ready(inner, machineLocal(), ipam.MainAddr(m.Endpoint))
+		if err == nil && ok {
+			ok, err = out.ready(outer, Gateway())
+		}
+		return ok, err
+	})
+}
+
+// readyTimeout is far beyond what the kernel needs: a few milliseconds.
+const readyTimeout = 5 * time.Second
+
+// waitReady waits until ok. The kernel takes a link into use, and receives for an
+// address, in work of its own after it has accepted both; a packet before that is
+// lost, and the next try of neighbour discovery comes a second later.
+func waitReady(ok func() (bool, error)) error {
+	deadline := time.NewTimer(readyTimeout)
+	defer deadline.Stop()
+	again := time.NewTicker(time.Millisecond)
+	defer again.Stop()
+	for {
+		if is, err := ok(); is || err != nil {
+			return err
+		}
+		select {
+		case <-again.C:
+		case <-deadline.C:
+			return fmt.Errorf("the veth pair is not ready after %s", readyTimeout)
+		}
+	}
+}
+
+// ready reports whether a link carries packets and what comes in by it for the
+// given addresses is received.
+func (s side) ready(l netlink.Link, addrs ...netip.Addr) (bool, error) {
+	now, err := s.nl.LinkByIndex(l.Attrs().Index)
+	if err != nil {
+		return false, fmt.Errorf("find link %s: %w", l.Attrs().Name, err)
+	}
+	if now.Attrs().OperState != netlink.OperUp {
+		return false, nil
+	}
+	for _, a := range addrs {
+		routes, err := s.nl.RouteGetWithOptions(a.AsSlice(), &netlink.RouteGetOptions{IifIndex: l.Attrs().Index})
+		if err != nil || len(routes) == 0 || routes[0].Type != unix.RTN_LOCAL {
+			return false, nil // the kernel's error is that there is no such route yet
+		}
+	}
+	return true, nil
 }
 
 // Detach removes the pair by the plane's end. No such link is not an error; a link

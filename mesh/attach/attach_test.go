@@ -162,6 +162,11 @@ func TestMachinesTalk(t *testing.T) {
 	}
 	tunnel(nl, "fe80::a", "fe80::b", "fd12:3456:789a:1:200:6::/96")
 	tunnel(farNL, "fe80::b", "fe80::a", "fd12:3456:789a:1:100:5::/96")
+	for own, s := range map[string]side{"fe80::a": {plane, nl}, "fe80::b": {far, farNL}} {
+		l, err := s.nl.LinkByName("weft0")
+		check(t, err)
+		check(t, waitReady(func() (bool, error) { return s.ready(l, netip.MustParseAddr(own)) }))
+	}
 
 	check(t, Attach(plane, a, machine(1)))
 	took, err := ping(a, hostAddr(), 0, patience)
@@ -181,7 +186,7 @@ func TestMachinesTalk(t *testing.T) {
 	mustPing(t, "b to a", b, mainAddr(1))
 	mustPing(t, "plane to a", plane, mainAddr(1))
 	mustPing(t, "a to its gateway's host address", a, hostAddr())
-	eventually(t, "a to c, through the tunnel", func() bool { _, err := ping(a, ipam.MainAddr(remote.Endpoint), 0, time.Second); return err == nil })
+	mustPing(t, "a to c, through the tunnel", a, ipam.MainAddr(remote.Endpoint))
 	mustPing(t, "c to b, through the tunnel", c, mainAddr(2))
 	// Nobody: an error, at once, from the host.
 	if _, err := ping(a, netip.MustParseAddr("fd12:3456:789a:9::1"), 0, patience); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {

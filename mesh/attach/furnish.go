@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/weftmesh/weft/mesh"
 )
 
 const resolvConf = "/etc/resolv.conf"
@@ -58,7 +60,7 @@ func hide(dir string) error {
 func mountResolvConf(s Settings) error {
 	target, err := followLinks(resolvConf)
 	if err != nil {
-		return err
+		return withoutFile(err)
 	}
 	for _, dir := range hidden() {
 		if rel, err := filepath.Rel(dir, target); err == nil && filepath.IsLocal(rel) {
@@ -82,9 +84,18 @@ func mountResolvConf(s Settings) error {
 		return fmt.Errorf("make the machine's resolv.conf readable: %w", err)
 	}
 	if err := unix.Mount(f.Name(), target, "", unix.MS_BIND, ""); err != nil {
-		return fmt.Errorf("mount the machine's resolv.conf over %s: %w", target, err)
+		return withoutFile(fmt.Errorf("mount the machine's resolv.conf over %s: %w", target, err))
 	}
 	return nil
+}
+
+// withoutFile tells what to do about a host that has nothing to mount over: making
+// the file is not ours to do.
+func withoutFile(err error) error {
+	if errors.Is(err, os.ErrNotExist) {
+		return mesh.WithHint(err, "the host has no %s, or it is a link to nothing; make it, if only empty: touch %s", resolvConf, resolvConf)
+	}
+	return err
 }
 
 func resolvConfText(s Settings) string {

@@ -15,10 +15,8 @@ import (
 )
 
 const (
-	initName     = "weft-init" // what the machine's first process is called
-	initOwnGroup = "own-group"
-	initOurGroup = "our-group"
-	initSocket   = 3 // its end of the socket pair
+	initName   = "weft-init" // what the machine's first process is called
+	initSocket = 3           // its end of the socket pair
 )
 
 // Init turns this process into a machine's first process if Run started it as
@@ -31,14 +29,14 @@ func Init() (code int, ok bool) {
 	}
 	socket := os.NewFile(initSocket, "run")
 	unix.CloseOnExec(initSocket)
-	code, err := beInit(socket, os.Args[1] == initOwnGroup, os.Args[2:])
+	code, err := beInit(socket, group(os.Args[1]), os.Args[2:])
 	if err != nil {
 		json.NewEncoder(socket).Encode(report{Code: code, Error: err.Error()})
 	}
 	return code, true
 }
 
-func beInit(socket *os.File, ownGroup bool, command []string) (code int, err error) {
+func beInit(socket *os.File, g group, command []string) (code int, err error) {
 	// Before the command starts, so that none of its signals or children is missed. A
 	// first process gets no signal that it does not ask for.
 	signals, children := make(chan os.Signal, 64), make(chan os.Signal, 1)
@@ -46,6 +44,10 @@ func beInit(socket *os.File, ownGroup bool, command []string) (code int, err err
 		signal.Notify(signals, list...)
 	}
 	signal.Notify(children, unix.SIGCHLD)
+	if g == foregroundGroup {
+		// Asked for, they are not ignored by the command as they are by us.
+		signal.Notify(signals, unix.SIGCONT, unix.SIGTTOU)
+	}
 
 	// Only processes of this namespace are in it.
 	if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
@@ -56,7 +58,7 @@ func beInit(socket *os.File, ownGroup bool, command []string) (code int, err err
 		return code, err
 	}
 	pid, err := syscall.ForkExec(path, command, &syscall.ProcAttr{
-		Env: os.Environ(), Files: []uintptr{0, 1, 2}, Sys: &syscall.SysProcAttr{Setpgid: ownGroup},
+		Env: os.Environ(), Files: []uintptr{0, 1, 2}, Sys: &syscall.SysProcAttr{Setpgid: g == ownGroup},
 	})
 	if err != nil {
 		return execCode(err), fmt.Errorf("run %s: %w", command[0], err)
@@ -74,9 +76,14 @@ func beInit(socket *os.File, ownGroup bool, command []string) (code int, err err
 	for {
 		select {
 		case s := <-signals:
-			forward(pid, s, ownGroup)
+			forward(pid, s, g)
 		case <-children:
-			if status, ended := reap(pid); ended {
+			status, changed := reap(pid, g)
+			switch {
+			case changed && status.Stopped():
+				// Failing means that weft run is gone, and so are we in a moment.
+				json.NewEncoder(socket).Encode(report{Stopped: true})
+			case changed:
 				return statusCode(status), nil
 			}
 		case <-orphaned:
@@ -85,28 +92,38 @@ func beInit(socket *os.File, ownGroup bool, command []string) (code int, err err
 	}
 }
 
-// forward passes a signal on to the command. In the terminal's process group the
-// keys' signals reach it without us.
-func forward(pid int, s os.Signal, ownGroup bool) {
+// forward passes a signal on to the command. On a terminal the keys' signals reach
+// it without us.
+func forward(pid int, s os.Signal, g group) {
 	n, ok := s.(syscall.Signal)
-	if !ok || !ownGroup && (n == unix.SIGINT || n == unix.SIGQUIT) {
-		return
+	key := n == unix.SIGINT || n == unix.SIGQUIT
+	switch {
+	case !ok || n == unix.SIGTTOU || key && g != ownGroup:
+	case n == unix.SIGCONT:
+		if its, err := unix.Getpgid(pid); err == nil && its > 0 {
+			unix.Kill(-its, n)
+		}
+	default:
+		unix.Kill(pid, n)
 	}
-	unix.Kill(pid, n)
 }
 
-// reap waits for all that have ended and returns the command's status if it is
-// among them.
-func reap(pid int) (status unix.WaitStatus, ended bool) {
+// reap waits for all that have ended, and returns the command's status if it is
+// among them or, on a terminal of its own, has been stopped.
+func reap(pid int, g group) (status unix.WaitStatus, changed bool) {
+	options := unix.WNOHANG
+	if g == foregroundGroup {
+		options |= unix.WUNTRACED
+	}
 	for {
 		var s unix.WaitStatus
-		got, err := unix.Wait4(-1, &s, unix.WNOHANG, nil)
+		got, err := unix.Wait4(-1, &s, options, nil)
 		switch {
 		case errors.Is(err, unix.EINTR):
 		case err != nil || got <= 0:
-			return status, ended
+			return status, changed
 		case got == pid:
-			status, ended = s, true
+			status, changed = s, true
 		}
 	}
 }

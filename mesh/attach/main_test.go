@@ -16,5 +16,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(standInEnv) != "" {
 		os.Exit(standIn())
 	}
+	// With -race each process that we start would wait a second before it ends.
+	os.Setenv("GORACE", "atexit_sleep_ms=0 "+os.Getenv("GORACE"))
 	goleak.VerifyTestMain(m)
 }

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -38,9 +37,8 @@ type RunConfig struct {
 	Command []string // name, looked up in Env's PATH, and arguments
 	Env     []string // the whole environment, as NAME=VALUE; nil: the caller's
 	Dir     string   // working directory; "": the caller's
-	// Files of the command; nil: /dev/null. If Stdin is a terminal the command stays
-	// in the caller's process group, so that the shell's job control and the
-	// terminal's signals work; otherwise it gets a process group of its own.
+	// Files of the command; nil: /dev/null. On a terminal the shell's job control and
+	// the keys' signals work as without us.
 	Stdin, Stdout, Stderr *os.File
 	// KillAfter is how long the command has to end after the context did; 0: 10 s.
 	KillAfter time.Duration
@@ -122,34 +120,35 @@ func spawn(ctx context.Context, c RunConfig) (code int, err error) {
 	}
 	defer ours.Close()
 	defer theirs.Close()
-	tty := c.Stdin != nil && isTerminal(c.Stdin)
-	cmd := initCommand(c, theirs, tty)
+	m := &minder{terminal: terminalOf(c.Stdin, c.Stdout), killAfter: cmp.Or(c.KillAfter, defaultKillAfter)}
 	signals := make(chan os.Signal, 16)
-	if list := passedOn(); len(list) > 0 { // none would mean all
+	if list := append(passedOn(), m.terminal.signals()...); len(list) > 0 { // none would mean all
 		signal.Notify(signals, list...)
 		defer signal.Stop(signals)
 	}
-	if tty {
-		defer takeTerminal(c.Stdin)()
-	}
+	lend, release := m.terminal.hold()
+	defer release()
+	cmd := initCommand(c, theirs, m.terminal.group, lend)
 	if err := cmd.Start(); err != nil {
 		return ExitFailed, fmt.Errorf("start the machine's init: %w", err)
 	}
 	theirs.Close()
+	m.init = cmd.Process
 
 	ended := make(chan struct{})
-	passing := make(chan error, 1)
+	minding := make(chan error, 1)
 	go func() {
 		// What comes before the command runs waits: nobody would hear it.
+		reports := json.NewDecoder(ours)
 		var err error
-		if code, err = readStarted(ours); err == nil {
-			passSignals(ctx, cmp.Or(c.KillAfter, defaultKillAfter), cmd.Process, signals, tty, ended)
+		if code, err = readStarted(reports); err == nil {
+			m.mind(ctx, signals, readStopped(reports), ended)
 		}
-		passing <- err
+		minding <- err
 	}()
 	waitErr := cmd.Wait()
 	close(ended)
-	if err := <-passing; err != nil {
+	if err := <-minding; err != nil {
 		return code, err
 	}
 	if cmd.ProcessState == nil {
@@ -158,19 +157,18 @@ func spawn(ctx context.Context, c RunConfig) (code int, err error) {
 	return exitCode(cmd.ProcessState), nil
 }
 
-func initCommand(c RunConfig, socket *os.File, tty bool) *exec.Cmd {
-	group := initOwnGroup
-	if tty {
-		group = initOurGroup
-	}
+func initCommand(c RunConfig, socket *os.File, g group, lend bool) *exec.Cmd {
 	cmd := &exec.Cmd{
-		Path: "/proc/self/exe", Args: slices.Concat([]string{initName, group}, c.Command), Env: c.Env, Dir: c.Dir,
+		Path: "/proc/self/exe", Args: slices.Concat([]string{initName, string(g)}, c.Command), Env: c.Env, Dir: c.Dir,
 		ExtraFiles: []*os.File{socket}, // initSocket
 		SysProcAttr: &syscall.SysProcAttr{
 			Cloneflags: unix.CLONE_NEWPID,
 			Pdeathsig:  unix.SIGKILL,
-			Setpgid:    !tty,
+			Setpgid:    g != sharedGroup,
 		},
+	}
+	if lend {
+		cmd.SysProcAttr.Foreground, cmd.SysProcAttr.Ctty = true, int(c.Stdin.Fd())
 	}
 	// A nil *os.File in an interface is not nil to exec.
 	if c.Stdin != nil {
@@ -185,29 +183,56 @@ func initCommand(c RunConfig, socket *os.File, tty bool) *exec.Cmd {
 	return cmd
 }
 
-// passSignals passes signals on, and the end of ctx as SIGTERM and then SIGKILL.
-// With a terminal, SIGINT and SIGQUIT come from a key: the command got them too.
-func passSignals(ctx context.Context, killAfter time.Duration, p *os.Process, signals <-chan os.Signal, tty bool, ended <-chan struct{}) {
+// minder looks after a running command.
+type minder struct {
+	init      *os.Process
+	terminal  *terminal
+	killAfter time.Duration
+}
+
+// mind passes on signals, and the end of ctx as SIGTERM and then SIGKILL, until
+// the command has ended. When the command is stopped, so are we.
+func (m *minder) mind(ctx context.Context, signals <-chan os.Signal, stopped, ended <-chan struct{}) {
 	done := ctx.Done()
 	var kill <-chan time.Time
 	for {
 		select {
 		case s := <-signals:
-			if tty && (s == unix.SIGINT || s == unix.SIGQUIT) {
-				continue
+			m.pass(s)
+		case _, ok := <-stopped:
+			if !ok {
+				stopped = nil
+				break
 			}
-			p.Signal(s)
+			m.terminal.stop()
 		case <-done:
 			done = nil
-			p.Signal(unix.SIGTERM)
-			timer := time.NewTimer(killAfter)
+			m.init.Signal(unix.SIGTERM)
+			timer := time.NewTimer(m.killAfter)
 			defer timer.Stop()
 			kill = timer.C
 		case <-kill:
-			p.Kill()
+			m.init.Kill()
 		case <-ended:
 			return
 		}
+	}
+}
+
+// pass passes one signal on. Where the command shares our process group, SIGINT
+// and SIGQUIT come from a key, and the command got them too.
+func (m *minder) pass(s os.Signal) {
+	key := s == unix.SIGINT || s == unix.SIGQUIT
+	switch {
+	case key && m.terminal.group == sharedGroup:
+	case key && m.terminal.group == foregroundGroup:
+		// As a key would: init takes it for one, and leaves it to the command.
+		unix.Kill(-m.init.Pid, s.(syscall.Signal))
+	case s == unix.SIGCONT:
+		m.terminal.resume(m.init.Pid)
+		m.init.Signal(s)
+	default:
+		m.init.Signal(s)
 	}
 }
 
@@ -225,23 +250,44 @@ func passedOn() []os.Signal {
 	return slices.DeleteFunc(all, signal.Ignored)
 }
 
-// report is what the machine's init says once: that the command runs, or why not.
+// report is what the machine's init says: once that the command runs or why not,
+// and then each time that it is stopped.
 type report struct {
 	Started bool   `json:"started,omitempty"`
 	Code    int    `json:"code,omitempty"`
 	Error   string `json:"error,omitempty"`
+	Stopped bool   `json:"stopped,omitempty"`
 }
 
 // readStarted waits until the command runs, or returns why it does not.
-func readStarted(r io.Reader) (code int, err error) {
+func readStarted(r *json.Decoder) (code int, err error) {
 	var rep report
-	if err := json.NewDecoder(r).Decode(&rep); err != nil {
+	if err := r.Decode(&rep); err != nil {
 		return ExitFailed, errors.New("the machine's init ended before it ran the command")
 	}
 	if !rep.Started {
 		return rep.Code, errors.New(rep.Error)
 	}
 	return 0, nil
+}
+
+// readStopped tells of each stop. It ends, and closes the channel, with the init.
+func readStopped(r *json.Decoder) <-chan struct{} {
+	stopped := make(chan struct{}, 1)
+	go func() {
+		defer close(stopped)
+		for {
+			var rep report
+			if r.Decode(&rep) != nil {
+				return
+			}
+			select {
+			case stopped <- struct{}{}:
+			default: // one is on its way
+			}
+		}
+	}()
+	return stopped
 }
 
 // socketPair joins us and the machine's init: it reports on it, and takes its end
@@ -252,26 +298,6 @@ func socketPair() (ours, theirs *os.File, err error) {
 		return nil, nil, fmt.Errorf("make a socket pair: %w", err)
 	}
 	return os.NewFile(uintptr(fds[0]), "run"), os.NewFile(uintptr(fds[1]), "init"), nil
-}
-
-func isTerminal(f *os.File) bool {
-	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
-	return err == nil
-}
-
-// takeTerminal returns what gives the terminal back to our process group: an
-// interactive command makes itself its foreground group, and its end leaves none.
-func takeTerminal(tty *os.File) (giveBack func()) {
-	group, err := unix.IoctlGetInt(int(tty.Fd()), unix.TIOCGPGRP)
-	if err != nil || group != unix.Getpgrp() {
-		return func() {} // we are in the background
-	}
-	return func() {
-		// From the background this stops us unless SIGTTOU is ignored.
-		signal.Ignore(unix.SIGTTOU)
-		unix.IoctlSetPointerInt(int(tty.Fd()), unix.TIOCSPGRP, group)
-		signal.Reset(unix.SIGTTOU)
-	}
 }
 
 // onThread calls fn on a thread of its own that ends with it, so that nothing that
