@@ -54,7 +54,7 @@ bench: deps lab-bin ## the figures (root)
 
 # Debian's real clients, which the tests and the demo use. Silent when they are here.
 PROGRAMS := ip:iproute2 nsenter:util-linux ping:iputils-ping wg:wireguard-tools wg-quick:wireguard-tools dig:bind9-dnsutils \
-            dnsperf:dnsperf iperf3:iperf3 nft:nftables curl:curl getent:libc-bin setpriv:util-linux
+            dnsperf:dnsperf iperf3:iperf3 nft:nftables curl:curl getent:libc-bin setpriv:util-linux python3:python3
 deps: ## install the real clients that tests use (Debian, root); silent when satisfied
 	@missing=; for p in $(PROGRAMS); do command -v $${p%%:*} >/dev/null || missing="$$missing $${p##*:}"; done; \
 	if [ -n "$$missing" ]; then \

@@ -89,7 +89,7 @@ func checkView(v *mesh.View, node mesh.Node) error {
 	case node.Kind == mesh.KindHost && v.Host == nil, node.Kind == mesh.KindClient && v.Client == nil:
 		return errors.New("the view says nothing of its node")
 	}
-	return nil
+	return v.Validate()
 }
 
 // readCache returns the cached view. No file: nil without an error. A damaged one

@@ -18,7 +18,7 @@ func addrPort(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
 
 // crowd is a view with so many hosts, own clients and machines.
 func crowd(hosts, clients, machines int) *mesh.View {
-	v := &mesh.View{Self: mesh.Node{Kind: mesh.KindHost, Name: "self"}, Host: &mesh.Host{Name: "self"}}
+	v := &mesh.View{Self: mesh.Node{Kind: mesh.KindHost, Name: "self"}, Host: &mesh.Host{Name: "self", Number: 1000}}
 	for i := range hosts {
 		v.Hosts = append(v.Hosts, mesh.ViewHost{Name: fmt.Sprintf("h%03d", i), Number: uint32(i + 1), Key: mesh.Key(keyOf(byte(i + 1)))})
 	}
