@@ -9,10 +9,12 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -256,25 +258,32 @@ func leaveRunning(ctx context.Context, s *stage, all bool) error {
 func howToLook(s *stage) string {
 	var b strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
-	line("\nThe mesh is running:")
-	line("  controller   pid %-7d %s", s.ControllerProcess().Pid(), s.URL)
+	line("\nThe mesh is running. Each host has namespaces of its own; enter one (as root) with the command behind it:")
+	line("  controller  pid %-7d %-13s %s", s.ControllerProcess().Pid(), s.Controller.Addr(), s.Controller.Enter())
 	for _, r := range regions {
 		h := s.Hosts[r.name+"1"]
-		line("  agent %-6s pid %-7d %s", h.Name(), h.Agent.Pid(), h.Addr())
+		line("  agent %-5s pid %-7d %-13s %s", h.Name(), h.Agent.Pid(), h.Addr(), h.Enter())
 	}
 	if s.up != nil {
-		line("  laptop       pid %-7d weft up", s.up.Pid())
+		line("  laptop      pid %-7d %-13s %s", s.up.Pid(), s.laptop.Addr(), s.laptop.Enter())
 	}
-	fra := s.Hosts["fra1"].Agent.Pid()
-	line("\nLook at it (as root):")
-	line("  export WEFT_CONFIG_DIR=%s/operator", s.Lab().Dir())
-	line("  nsenter -t %d -n %s/weft host list                           # as the operator", s.ControllerProcess().Pid(), s.Bin())
-	line("  nsenter -t %d -n -m -p %s/weft status                        # on host fra1", fra, s.Bin())
-	line("  nsenter -t %d -n -m -p ip netns exec weft wg show            # its tunnels", fra)
-	line("  nsenter -t %d -n -m -p ip netns exec weft nft list ruleset   # its firewall", fra)
+	line("  stock wg                %-13s %s", s.stock.Addr(), s.stock.Enter())
+	for _, key := range slices.Sorted(maps.Keys(s.Machines)) {
+		if m := s.Machines[key]; !m.Process.Exited() {
+			if pid, err := m.Pid(); err == nil {
+				line("  machine %-16s on %-5s %s", key, m.Host.Name(), fmt.Sprintf("nsenter -t %d -n -m -u -p", pid))
+			}
+		}
+	}
+	fra := s.Hosts["fra1"].Enter()
+	line("\nFor example:")
+	line("  %s env WEFT_CONFIG_DIR=%s/operator %s/weft host list", s.Controller.Enter(), s.Lab().Dir(), s.Bin())
+	line("  %s %s/weft status                           # of host fra1", fra, s.Bin())
+	line("  %s ip netns exec weft wg show               # its tunnels", fra)
+	line("  %s ip netns exec weft nft list ruleset      # its firewall", fra)
 	if pid, err := s.machine("api", "fra").Pid(); err == nil {
-		line("  nsenter -t %d -n -m dig AAAA web.internal                    # in the machine api-fra", pid)
-		line("  nsenter -t %d -n -m curl http://web.internal/", pid)
+		line("  nsenter -t %d -n -m -u -p dig AAAA web.internal         # in machine api-fra", pid)
+		line("  nsenter -t %d -n -m -u -p curl http://web.internal/", pid)
 	}
 	line("  ls %s    # logs and state\n", s.Lab().Dir())
 	return b.String()
