@@ -31,7 +31,7 @@ func TestNew(t *testing.T) {
 func TestInitAndLoad(t *testing.T) {
 	t.Parallel()
 	c := newClock()
-	s := newStore(t, Config{Root: "/init/", Now: c.Now})
+	s := newStore(t, Config{Root: fmt.Sprintf("/init-%d/", roots.Add(1)), Now: c.Now})
 	if _, _, found, err := s.Load(t.Context()); found || err != nil {
 		t.Fatalf("load of nothing: found %v, %v", found, err)
 	}
