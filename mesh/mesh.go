@@ -152,9 +152,10 @@ type Client struct {
 	Name     string       `json:"name"` // unique in the org
 	Key      Key          `json:"key"`  // WireGuard public key
 	TLSKey   string       `json:"tls_key,omitempty"`
-	Endpoint netip.Prefix `json:"endpoint"` // its /112, which encodes its home
-	Home     string       `json:"home"`     // host
-	Gateway  string       `json:"gateway"`  // host it is connected through
+	Endpoint netip.Prefix `json:"endpoint"`        // its /112, which encodes its home
+	Home     string       `json:"home"`            // host
+	Gateway  string       `json:"gateway"`         // host it is connected through
+	Owner    string       `json:"owner,omitempty"` // the actor that made it: operator/ID or token/ID
 	Created  time.Time    `json:"created"`
 }
 

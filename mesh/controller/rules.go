@@ -46,6 +46,7 @@ type rule struct {
 	scope            scope
 	expired          bool // a certificate that is out of date will do
 	onHost           bool // a host may do this only with a {machine} that is on it
+	own              bool // an org member may do this only with a {client} that he made
 	stream           bool // the answer has no end, and so no deadline
 	does             string
 }
@@ -106,8 +107,7 @@ func rules() []rule {
 		{id: "client-list", method: "GET", path: "/v1/orgs/{org}/clients", allow: people, scope: inPath, does: "list clients"},
 		{id: "client-create", method: "POST", path: "/v1/orgs/{org}/clients", allow: people, scope: inPath, does: "create clients"},
 		{id: "client-show", method: "GET", path: "/v1/orgs/{org}/clients/{client}", allow: people, scope: inPath, does: "see a client"},
-		// Not org members: a client's record does not say whose it is.
-		{id: "client-remove", method: "DELETE", path: "/v1/orgs/{org}/clients/{client}", allow: admins, scope: inPath, does: "remove clients"},
+		{id: "client-remove", method: "DELETE", path: "/v1/orgs/{org}/clients/{client}", allow: people, scope: inPath, own: true, does: "remove clients"},
 
 		{id: "event-list", method: "GET", path: "/v1/events", allow: operator, does: "read the audit log"},
 	}
@@ -152,6 +152,12 @@ func (r rule) check(req *http.Request, c caller, st mesh.State) error {
 		key := req.PathValue("org") + "/" + req.PathValue("machine")
 		if m, ok := st.Machines.Get(key); ok && m.Host != c.node.Name {
 			return notFound("machine " + key)
+		}
+	}
+	if r.own && c.role == orgMember {
+		key := req.PathValue("org") + "/" + req.PathValue("client")
+		if x, ok := st.Clients.Get(key); ok && x.Owner != c.actor() {
+			return refuse(api.ErrForbidden, "it takes "+admins.String(), "%s may not %s that somebody else made", c.actor(), r.does)
 		}
 	}
 	return nil

@@ -67,6 +67,7 @@ func table() []cell {
 	const ownAdmin200 = "    401    401   200      200   404    403    403     403      403     403    403    403     401     401"
 	const ownAdmin201 = "    401    401   201      201   404    403    403     403      403     403    403    403     401     401"
 	const ownAdmin204 = "    401    401   204      204   404    403    403     403      403     403    403    403     401     401"
+	const notOfOthers204 = " 401    401   204      204   404    403    404     403      403     403    403    403     401     401"
 	const anyAdmin200 = "    401    401   200      200   200    403    403     403      403     403    403    403     401     401"
 	const meshAdmin200 = "   401    401   200      404   404    403    403     403      403     403    403    403     401     401"
 	const meshAdmin204 = "   401    401   204      404   404    403    403     403      403     403    403    403     401     401"
@@ -150,7 +151,7 @@ func table() []cell {
 			return "/v1/orgs/acme/clients", api.CreateClient{Name: x.name("c"), Key: newWireGuardKey(x.t)}
 		}, status: ownPeople201},
 		{rule: "client-show", make: (*fixture).client, status: ownPeople200},
-		{rule: "client-remove", make: (*fixture).client, status: ownAdmin204},
+		{rule: "client-remove", note: "that an admin made", make: (*fixture).client, status: notOfOthers204},
 
 		{rule: "event-list", make: fixed("/v1/events"), status: operatorOnly200},
 	}
@@ -432,6 +433,25 @@ func TestListsAreCut(t *testing.T) {
 		t.Fatal(err)
 	}
 	refused(t, admin.Do(t.Context(), "GET", "/v1/orgs", nil, nil), api.ErrUnauthorized)
+}
+
+// An org member has clients of his own, and takes away those alone.
+func TestMembersRemoveTheirOwnClients(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, nil)
+	w.org("acme")
+	w.region("fra")
+	w.host("h", "fra", "acme")
+	ann, bob := w.operator("ann", mesh.RoleOrgMember, "acme"), w.operator("bob", mesh.RoleOrgMember, "acme")
+	made := do[api.CreatedClient](t, ann, "POST", "/v1/orgs/acme/clients", api.CreateClient{Name: "laptop", Key: newWireGuardKey(t)})
+	if made.Client.Owner != "operator/ann" {
+		t.Errorf("the owner is %q", made.Client.Owner)
+	}
+	refused(t, bob.Do(t.Context(), "DELETE", "/v1/orgs/acme/clients/laptop", nil, nil), api.ErrForbidden)
+	if err := ann.Do(t.Context(), "DELETE", "/v1/orgs/acme/clients/laptop", nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	refused(t, ann.Do(t.Context(), "DELETE", "/v1/orgs/acme/clients/laptop", nil, nil), api.ErrNotFound)
 }
 
 // A host is kept from other hosts' machines by the rule already, not only by the

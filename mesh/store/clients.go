@@ -131,7 +131,7 @@ func (t *tx) newClient(ctx context.Context, plan ipam.Plan, spec ClientSpec, act
 	c = mesh.Client{
 		Org: spec.Org, Name: spec.Name, Key: spec.Key, TLSKey: spec.TLSKey,
 		Endpoint: plan.Endpoint(org.Network, host.Position(), uint16(slot)),
-		Home:     host.Name, Gateway: host.Name, Created: t.s.now(),
+		Home:     host.Name, Gateway: host.Name, Owner: t.actor, Created: t.s.now(),
 	}
 	return c, errors.Join(
 		t.put(clientKey(c.Org, c.Name), c),
