@@ -48,6 +48,11 @@ import (
 //	was DIR, same DIR     note what a directory holds; check that nothing has changed
 func TestScripts(t *testing.T) {
 	bin := programs(t)
+	for _, p := range []string{"nsenter", "unshare", "setpriv", "wg-quick", "curl"} {
+		if _, err := exec.LookPath(p); err != nil && os.Getenv("CI") == "true" {
+			t.Fatalf("%s is not installed, and scripts would be skipped; make deps installs it", p)
+		}
+	}
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/script",
 		RequireExplicitExec: true,

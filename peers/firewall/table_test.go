@@ -221,6 +221,9 @@ func nft(t testing.TB, ns *netns.Handle, command string) string {
 	t.Helper()
 	path, err := exec.LookPath("nft")
 	if err != nil {
+		if os.Getenv("CI") == "true" {
+			t.Fatal("the nft command is not installed; make deps installs it")
+		}
 		t.Skip("the nft command is not installed")
 	}
 	var out []byte
