@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/weftmesh/weft/e2e/lab"
+	"github.com/weftmesh/weft/ipam"
 	"github.com/weftmesh/weft/mesh/agent/local"
 	"github.com/weftmesh/weft/mesh/api"
 )
@@ -284,6 +285,9 @@ func (m *Machine) In(ctx context.Context, command ...string) (string, error) {
 	}
 	return m.Host.RunIn(ctx, pid, command[0], command[1:]...)
 }
+
+// Endpoint is the machine's /112, as records and views have it.
+func (m *Machine) Endpoint() string { return ipam.EndpointOf(m.Address).String() }
 
 // Kill ends `weft run` with SIGKILL, as a crash would.
 func (m *Machine) Kill() error { return m.Process.Kill() }

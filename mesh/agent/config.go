@@ -102,7 +102,7 @@ type Timing struct {
 	Attach     time.Duration // a machine waits at most so long to be in effect; default 15 s
 	Measure    time.Duration // a laptop measures its gateways anew; default 30 s
 	GatewayOut time.Duration // without answers before a laptop takes another one; default 3 s
-	CacheWrite time.Duration // between two writes of the view to disk, at least; default 100 ms
+	CacheWrite time.Duration // between two writes of the view to disk, at least; default 10 ms
 	Probe      probe.Timing
 }
 
@@ -121,7 +121,7 @@ func (t Timing) withDefaults() Timing {
 	set(&t.Attach, 15*time.Second)
 	set(&t.Measure, 30*time.Second)
 	set(&t.GatewayOut, 3*time.Second)
-	set(&t.CacheWrite, 100*time.Millisecond)
+	set(&t.CacheWrite, 10*time.Millisecond)
 	t.Probe = t.Probe.WithDefaults()
 	return t
 }
