@@ -6,6 +6,7 @@
 package mesh
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"strconv"
@@ -31,6 +32,26 @@ type Org struct {
 	Network   uint64    `json:"network"` // never 0, never used again
 	Created   time.Time `json:"created"`
 	Tombstone bool      `json:"tombstone,omitempty"` // being removed: nothing of it is in any view
+	Limits    Limits    `json:"limits,omitzero"`
+}
+
+// Limits bound what an org may have. 0 is the default of the kind.
+type Limits struct {
+	Machines int `json:"machines,omitempty"`
+	Clients  int `json:"clients,omitempty"`
+	Tokens   int `json:"tokens,omitempty"`   // that are neither spent nor expired
+	Metadata int `json:"metadata,omitempty"` // pairs of a machine
+}
+
+// DefaultLimits are an org's where its own say nothing.
+var DefaultLimits = Limits{Machines: 10000, Clients: 10000, Tokens: 1000, Metadata: 32}
+
+// Or returns l with what it leaves open taken from other.
+func (l Limits) Or(other Limits) Limits {
+	return Limits{
+		Machines: cmp.Or(l.Machines, other.Machines), Clients: cmp.Or(l.Clients, other.Clients),
+		Tokens: cmp.Or(l.Tokens, other.Tokens), Metadata: cmp.Or(l.Metadata, other.Metadata),
+	}
 }
 
 // App is a named group of machines in an org.
@@ -136,11 +157,15 @@ type Machine struct {
 	App      string            `json:"app"`
 	Group    string            `json:"group,omitempty"`
 	Meta     map[string]string `json:"meta,omitempty"`
-	Host     string            `json:"host"`     // where it is
-	Endpoint netip.Prefix      `json:"endpoint"` // its /112, which encodes its home
-	Stable   bool              `json:"stable,omitempty"`
-	State    string            `json:"state"`
-	Created  time.Time         `json:"created"`
+	Host     string            `json:"host"`             // where it is
+	Next     string            `json:"next,omitempty"`   // host that it is about to move to: that one carries the org already
+	Endpoint netip.Prefix      `json:"endpoint"`         // its /112, which encodes its home
+	Stable   bool              `json:"stable,omitempty"` // it keeps its endpoint on another host, and for a while after its end
+	// Generation counts the hosts that the endpoint has been on: of two records, the
+	// one with the higher generation says where it is.
+	Generation uint64    `json:"generation,omitempty"`
+	State      string    `json:"state"`
+	Created    time.Time `json:"created"`
 }
 
 // Address is the address in use.
@@ -152,15 +177,41 @@ type Client struct {
 	Name     string       `json:"name"` // unique in the org
 	Key      Key          `json:"key"`  // WireGuard public key
 	TLSKey   string       `json:"tls_key,omitempty"`
-	Endpoint netip.Prefix `json:"endpoint"`        // its /112, which encodes its home
-	Home     string       `json:"home"`            // host
-	Gateway  string       `json:"gateway"`         // host it is connected through
-	Owner    string       `json:"owner,omitempty"` // the actor that made it: operator/ID or token/ID
-	Created  time.Time    `json:"created"`
+	Endpoint netip.Prefix `json:"endpoint"` // its /112, which encodes its home
+	Home     string       `json:"home"`     // host
+	Gateway  string       `json:"gateway"`  // host it is connected through
+	// Generation counts the gateways, as Machine.Generation counts hosts.
+	Generation uint64    `json:"generation,omitempty"`
+	Expires    time.Time `json:"expires,omitzero"` // after which it is removed; zero: never
+	Owner      string    `json:"owner,omitempty"`  // the actor that made it: operator/ID or token/ID
+	Created    time.Time `json:"created"`
 }
 
 // Address is the address in use.
 func (c Client) Address() netip.Addr { return ipam.MainAddr(c.Endpoint) }
+
+// Reservation keeps the endpoint of a stable machine or of a client that is gone:
+// whoever registers under that name again, on any host, gets it back.
+type Reservation struct {
+	Org        string       `json:"org"`
+	Kind       string       `json:"kind"` // KindMachine or KindClient
+	Name       string       `json:"name"` // a machine's ID, a client's name
+	Endpoint   netip.Prefix `json:"endpoint"`
+	Generation uint64       `json:"generation,omitempty"` // that the last record had
+	Until      time.Time    `json:"until"`                // after which the endpoint may be given to others
+}
+
+// KindMachine is the kind of a machine's reservation.
+const KindMachine = "machine"
+
+// Controller is a running controller, or one that ran a while ago.
+type Controller struct {
+	Name    string    `json:"name"`
+	URLs    []string  `json:"urls"`    // base URLs at which nodes reach it
+	Version string    `json:"version"` // of the program
+	Schema  int       `json:"schema"`  // the newest stored format that it knows
+	Started time.Time `json:"started"`
+}
 
 // Token kinds: what joins by it.
 const (

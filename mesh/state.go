@@ -2,6 +2,7 @@ package mesh
 
 import (
 	"iter"
+	"net/netip"
 	"strings"
 
 	iradix "github.com/hashicorp/go-immutable-radix/v2"
@@ -86,10 +87,15 @@ type State struct {
 	Tokens    Table[Token]
 	Operators Table[Operator]
 	Presence  Table[Presence]
+	// Reserved has keys "<org>/<kind>/<name>".
+	Reserved    Table[Reservation]
+	Controllers Table[Controller]
 
 	byHost  Table[string] // "<host>/m/<org>/<id>", "<host>/c/<org>/<name>": key in Machines or Clients
 	carries Table[int]    // "<host>/<org>": number of reasons
 	carried Table[int]    // "<org>/<host>": the same, the other way round
+	byPlace Table[string] // endpoint: "machines/<key>" or "clients/<key>"
+	counts  Table[int]    // "<kind>/<org>": number of machines, clients or tokens
 	byTLS   Table[string] // TLS key hash: "host/<host>" or "client/<org>/<client>"
 }
 
@@ -99,6 +105,12 @@ type State struct {
 type Change struct {
 	Key    string
 	Object any
+}
+
+// Step is one step from a state to a later one.
+type Step struct {
+	Before, After State
+	Keys          []string // of all objects that were set or removed, as in Change
 }
 
 // With returns the state after changes. A change of an unknown kind is ignored:
@@ -130,11 +142,17 @@ func (s State) With(changes ...Change) State {
 			s.Clients = with(s.Clients, key, c.Object)
 			s.indexClient(key, +1)
 		case "tokens":
+			s.indexToken(key, -1)
 			s.Tokens = with(s.Tokens, key, c.Object)
+			s.indexToken(key, +1)
 		case "operators":
 			s.Operators = with(s.Operators, key, c.Object)
 		case "presence":
 			s.Presence = with(s.Presence, key, c.Object)
+		case "addresses":
+			s.Reserved = with(s.Reserved, key, c.Object)
+		case "controllers":
+			s.Controllers = with(s.Controllers, key, c.Object)
 		}
 	}
 	return s
@@ -147,7 +165,7 @@ func with[T any](t Table[T], key string, object any) Table[T] {
 	return t.Delete(key)
 }
 
-// The three index functions add (by +1) or take away (by -1) what the object now
+// The index functions add (by +1) or take away (by -1) what the object now
 // at key contributes to the indexes.
 
 func (s *State) indexHost(key string, by int) {
@@ -159,7 +177,10 @@ func (s *State) indexHost(key string, by int) {
 func (s *State) indexMachine(key string, by int) {
 	if m, ok := s.Machines.Get(key); ok {
 		s.byHost = entry(s.byHost, m.Host+"/m/"+key, key, by)
+		s.byPlace = entry(s.byPlace, place(m.Endpoint), "machines/"+key, by)
+		s.counts = tally(s.counts, "machines/"+m.Org, by)
 		s.carry(m.Host, m.Org, by)
+		s.carry(m.Next, m.Org, by)
 	}
 }
 
@@ -169,9 +190,39 @@ func (s *State) indexClient(key string, by int) {
 		if c.Gateway != "" {
 			s.byHost = entry(s.byHost, c.Gateway+"/c/"+key, key, by)
 		}
+		s.byPlace = entry(s.byPlace, place(c.Endpoint), "clients/"+key, by)
+		s.counts = tally(s.counts, "clients/"+c.Org, by)
 		s.carry(c.Home, c.Org, by)
 		s.carry(c.Gateway, c.Org, by)
 	}
+}
+
+func (s *State) indexToken(key string, by int) {
+	if t, ok := s.Tokens.Get(key); ok && t.Org != "" {
+		s.counts = tally(s.counts, "tokens/"+t.Org, by)
+	}
+}
+
+// place is an endpoint as a key.
+func place(endpoint netip.Prefix) string {
+	if !endpoint.IsValid() {
+		return ""
+	}
+	b := endpoint.Addr().As16()
+	return string(b[:])
+}
+
+// Count returns how many objects of a kind ("machines", "clients" or "tokens") an
+// org has.
+func (s State) Count(kind, org string) int {
+	n, _ := s.counts.Get(kind + "/" + org)
+	return n
+}
+
+// AtEndpoint returns the key of the machine ("machines/<org>/<id>") or client
+// ("clients/<org>/<name>") that has an endpoint.
+func (s State) AtEndpoint(endpoint netip.Prefix) (key string, ok bool) {
+	return s.byPlace.Get(place(endpoint))
 }
 
 func entry(t Table[string], key, value string, by int) Table[string] {
@@ -191,17 +242,18 @@ func entry(t Table[string], key, value string, by int) Table[string] {
 
 func (s *State) carry(host, org string, by int) {
 	if host == "" {
-		return // a client without a gateway
+		return // a client without a gateway, a machine that does not move
 	}
-	count := func(t Table[int], key string) Table[int] {
-		n, _ := t.Get(key)
-		if n += by; n > 0 {
-			return t.Set(key, n)
-		}
-		return t.Delete(key)
+	s.carries = tally(s.carries, host+"/"+org, by)
+	s.carried = tally(s.carried, org+"/"+host, by)
+}
+
+func tally(t Table[int], key string, by int) Table[int] {
+	n, _ := t.Get(key)
+	if n += by; n > 0 {
+		return t.Set(key, n)
 	}
-	s.carries = count(s.carries, host+"/"+org)
-	s.carried = count(s.carried, org+"/"+host)
+	return t.Delete(key)
 }
 
 // OrgsOf returns the names of the orgs that host carries, in order. An org that

@@ -168,6 +168,26 @@ type CreateMachine struct {
 	App   string            `json:"app"`
 	Group string            `json:"group,omitempty" doc:"process group"`
 	Meta  map[string]string `json:"meta,omitempty"`
+	// Stable: it keeps its address on another host. Default: if it has a name.
+	Stable *bool `json:"stable,omitempty" doc:"keep the address on another host; default: if id is given"`
+	// Move takes the machine from the host that it is on: the answer is its record,
+	// prepared (next is this host) and not yet moved. MoveMachine completes it.
+	Move bool `json:"move,omitempty" doc:"prepare to take over a machine that is on another host"`
+	// Endpoint is the /112 that the machine holds already: the host had registered it,
+	// and the controllers do not know it any more, after a restore.
+	Endpoint netip.Prefix `json:"endpoint,omitzero" doc:"the /112 that the machine holds already"`
+}
+
+// MoveMachine is PUT /v1/orgs/{org}/machines/{machine}/host: the host that a
+// machine was prepared to move to (CreateMachine.Move) is ready to receive what is
+// sent to it.
+type MoveMachine struct {
+	Generation uint64 `json:"generation" doc:"that the prepared record has"`
+}
+
+// UpdateOrg is PATCH /v1/orgs/{org}.
+type UpdateOrg struct {
+	Limits *mesh.Limits `json:"limits,omitempty" doc:"0: the default"`
 }
 
 // CreateClient is POST /v1/orgs/{org}/clients: a client that does not follow a

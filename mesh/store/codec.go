@@ -64,10 +64,20 @@ func decode(key string, value []byte, plan ipam.Plan) (object any, err error) {
 			return nil, fmt.Errorf("key %q: not a key of this kind", key)
 		}
 		return decodeAs(value, func(m *mesh.Mesh) error { return checkMesh(*m) })
-	case "orgs", "regions", "hosts", "tokens", "operators", "presence":
+	case "orgs", "regions", "hosts", "tokens", "operators", "presence", "controllers":
 		if two || mesh.CheckName(kind, first) != nil {
 			return nil, fmt.Errorf("key %q: not a key of this kind", key)
 		}
+	case "addresses":
+		third := ""
+		if second, third, _ = strings.Cut(second, "/"); mesh.CheckName(kind, first) != nil || mesh.CheckName(kind, third) != nil ||
+			second != mesh.KindMachine && second != mesh.KindClient {
+			return nil, fmt.Errorf("key %q: not a key of this kind", key)
+		}
+		return decodeAs(value, func(r *mesh.Reservation) error {
+			r.Org, r.Kind, r.Name = first, second, third
+			return checkEndpoint(r.Endpoint, plan)
+		})
 	case "apps", "machines", "clients":
 		if mesh.CheckName(kind, first) != nil || mesh.CheckName(kind, second) != nil {
 			return nil, fmt.Errorf("key %q: not a key of this kind", key)
@@ -99,6 +109,8 @@ func decode(key string, value []byte, plan ipam.Plan) (object any, err error) {
 		return decodeAs(value, func(t *mesh.Token) error { t.ID = first; return nil })
 	case "operators":
 		return decodeAs(value, func(o *mesh.Operator) error { o.ID = first; return nil })
+	case "controllers":
+		return decodeAs(value, func(c *mesh.Controller) error { c.Name = first; return nil })
 	case "presence":
 		return decodeAs(value, func(p *mesh.Presence) error { p.Host = first; return nil })
 	}

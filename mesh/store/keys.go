@@ -12,14 +12,17 @@ import (
 
 // Keys below the root. Those of State are named as its Changes are.
 const (
-	keyMesh      = "mesh"
-	keyAudit     = "audit/"
-	keyHosts     = "hosts/"
-	keyRegions   = "regions/"
-	keyTokens    = "tokens/"
-	keyOperators = "operators/"
-	keyCAs       = "ca/"
-	keyRemoving  = "removing/hosts/" // hosts whose removal is not yet complete
+	keyMesh        = "mesh"
+	keyAudit       = "audit/"
+	keyHosts       = "hosts/"
+	keyRegions     = "regions/"
+	keyTokens      = "tokens/"
+	keyOperators   = "operators/"
+	keyCAs         = "ca/"
+	keyAddresses   = "addresses/"
+	keyControllers = "controllers/"
+	keyElection    = "election/"       // of the controller that does the periodic jobs
+	keyRemoving    = "removing/hosts/" // hosts whose removal is not yet complete
 
 	// What stands under volatile/ is not mirrored: it is the last kind in key
 	// order, and the mirror's range ends before it.
@@ -30,12 +33,16 @@ const (
 	keyRestingHosts = "next/resting/hosts/"
 )
 
-func orgKey(org string) string              { return "orgs/" + org }
-func appKey(org, app string) string         { return "apps/" + org + "/" + app }
-func regionKey(name string) string          { return keyRegions + name }
-func hostKey(name string) string            { return keyHosts + name }
-func machineKey(org, id string) string      { return "machines/" + org + "/" + id }
-func clientKey(org, name string) string     { return "clients/" + org + "/" + name }
+func orgKey(org string) string          { return "orgs/" + org }
+func appKey(org, app string) string     { return "apps/" + org + "/" + app }
+func regionKey(name string) string      { return keyRegions + name }
+func hostKey(name string) string        { return keyHosts + name }
+func machineKey(org, id string) string  { return "machines/" + org + "/" + id }
+func clientKey(org, name string) string { return "clients/" + org + "/" + name }
+func controllerKey(name string) string  { return keyControllers + name }
+func reservationKey(org, kind, name string) string {
+	return keyAddresses + org + "/" + kind + "/" + name
+}
 func tokenKey(id string) string             { return keyTokens + id }
 func operatorKey(id string) string          { return keyOperators + id }
 func caKey(id string) string                { return keyCAs + id }
@@ -64,7 +71,7 @@ func tlsKey(hash string) string {
 
 // mirrored are the kinds that State holds.
 var mirrored = []string{
-	keyMesh, "apps/", "clients/", keyHosts, "machines/", keyOperators, "orgs/", "presence/", keyRegions, keyTokens,
+	keyMesh, keyAddresses, "apps/", "clients/", keyControllers, keyHosts, "machines/", keyOperators, "orgs/", "presence/", keyRegions, keyTokens,
 }
 
 // mirrorRange is the range that the mirror watches, whole: the events of one
