@@ -26,6 +26,7 @@ const (
 	TypePTR  uint16 = 12
 	TypeSOA  uint16 = 6
 	TypeTXT  uint16 = 16
+	TypeSRV  uint16 = 33
 	TypeAAAA uint16 = 28
 	TypeAXFR uint16 = 252
 	TypeIXFR uint16 = 251
@@ -46,7 +47,7 @@ const (
 	badVersion     Rcode = 16
 )
 
-// Answer is what was decided about a query. At most one of Addrs, Text, Target,
+// Answer is what was decided about a query. At most one of Addrs, Ports, Text, Target,
 // SOA and Minimal is set; with none of them and no Forward there is nothing to say
 // but Rcode.
 type Answer struct {
@@ -55,6 +56,7 @@ type Answer struct {
 
 	TTL     uint32       // seconds, of what follows
 	Addrs   []netip.Addr // AAAA, in this order
+	Ports   []Service    // SRV, in this order
 	Text    string       // TXT: one record, strings of at most 255 bytes joined with nothing
 	Target  string       // PTR
 	SOA     bool         // the zone's own
@@ -107,6 +109,7 @@ const (
 	empty                 // a name in between, or one that has nothing now
 	apex                  // a zone's own name
 	addresses             // AAAA, of the selection
+	services              // SRV, of the selection
 	address               // AAAA, one
 	text                  // TXT
 	pointer               // PTR
@@ -117,6 +120,7 @@ const (
 type thing struct {
 	kind      kind
 	selection selection
+	port      uint16
 	addr      netip.Addr
 	text      func() string
 	target    string
@@ -150,6 +154,8 @@ func (v view) answer(t thing, qtype uint16, zone string) Answer {
 		return a
 	case t.kind == addresses && qtype == TypeAAAA:
 		a.Addrs, a.TTL = v.pick(t.selection), t.selection.app.ttl
+	case t.kind == services && qtype == TypeSRV:
+		a.Ports, a.TTL = v.services(t.selection, t.port), t.selection.app.ttl
 	case t.kind == address && qtype == TypeAAAA:
 		a.Addrs = []netip.Addr{t.addr}
 	case t.kind == text && qtype == TypeTXT:
@@ -157,7 +163,7 @@ func (v view) answer(t thing, qtype uint16, zone string) Answer {
 	case t.kind == pointer && qtype == TypePTR:
 		a.Target = t.target
 	}
-	if len(a.Addrs) == 0 && a.Text == "" && a.Target == "" {
+	if len(a.Addrs) == 0 && len(a.Ports) == 0 && a.Text == "" && a.Target == "" {
 		a.TTL = negativeTTL
 	}
 	return a

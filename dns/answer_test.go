@@ -266,7 +266,6 @@ func TestOtherTypesAndNames(t *testing.T) {
 		{ask: "web.internal. IXFR", code: "REFUSED"},
 		{ask: "org.internal. AAAA", code: "NXDOMAIN"},
 		{ask: "web.acme.org.internal. AAAA", code: "NXDOMAIN"},
-		{ask: "_80._tcp.web.internal. SRV", code: "NXDOMAIN"},
 		// other names, without a forwarder
 		{ask: "example.com. AAAA", code: "REFUSED"},
 		{ask: "google.internal. AAAA", code: "REFUSED"},

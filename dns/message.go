@@ -3,6 +3,7 @@ package dns
 import (
 	"encoding/binary"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/miekg/dns"
@@ -88,9 +89,14 @@ func (r *request) reply(code Rcode, recursion bool) *dns.Msg {
 	return m
 }
 
-// pack writes m, cut to the asker's size with TC set if it does not fit. It never
-// fails: what cannot be packed becomes a bare SERVFAIL.
+// pack writes m, cut to the asker's size with TC set if it does not fit; addresses
+// that were added unasked go first, without TC (RFC 2181 section 9). It never fails:
+// what cannot be packed becomes a bare SERVFAIL.
 func (r *request) pack(m *dns.Msg) []byte {
+	m.Compress = m.Len() > r.size
+	if len(m.Extra) > 1 && m.Len() > r.size {
+		m.Extra = slices.DeleteFunc(m.Extra, func(rr dns.RR) bool { return rr.Header().Rrtype != dns.TypeOPT })
+	}
 	m.Truncate(r.size)
 	out, err := m.Pack()
 	if err != nil || len(out) > r.size {
@@ -120,6 +126,16 @@ func (r *request) answerMessage(a Answer, recursion bool) *dns.Msg {
 		for i, addr := range a.Addrs {
 			m.Answer[i] = &dns.AAAA{Hdr: header(dns.TypeAAAA), AAAA: addr.AsSlice()}
 		}
+	case len(a.Ports) > 0:
+		m.Answer = make([]dns.RR, len(a.Ports))
+		extra := make([]dns.RR, len(a.Ports), len(a.Ports)+1)
+		for i, p := range a.Ports {
+			m.Answer[i] = &dns.SRV{Hdr: header(dns.TypeSRV), Priority: p.Priority, Weight: serviceWeight, Port: p.Port, Target: p.Target}
+			h := header(dns.TypeAAAA)
+			h.Name = p.Target
+			extra[i] = &dns.AAAA{Hdr: h, AAAA: p.Addr.AsSlice()}
+		}
+		m.Extra = append(extra, m.Extra...)
 	case a.Text != "":
 		m.Answer = []dns.RR{&dns.TXT{Hdr: header(dns.TypeTXT), Txt: textStrings(a.Text)}}
 	case a.Target != "":

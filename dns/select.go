@@ -19,9 +19,25 @@ type selection struct {
 // mesh exist under every app, so that these names do not come and go with the
 // machines; an id, a group or a value exists if a machine, in any state, has it.
 //
-// Port names (_<port>._tcp.) belong here, too: they are cut off the left end of
-// labels, and what remains is found in the same way.
+// Port names (_<port>._tcp.) stand at the left end: what remains is found in the
+// same way, and has an SRV record for each address.
 func (v view) underApp(a *app, labels []string) thing {
+	rest, port, depth := service(labels)
+	t := v.selected(a, rest)
+	switch {
+	case depth == 0:
+		return t
+	case t.kind != addresses:
+		return thing{}
+	case depth == 1:
+		return thing{kind: empty}
+	}
+	t.kind, t.port = services, port
+	return t
+}
+
+// selected finds what stands before an app's name, without a port.
+func (v view) selected(a *app, labels []string) thing {
 	s := selection{app: a, machines: a.machines, whole: true}
 	if t, ok := v.appTexts(a, labels); ok {
 		return t
@@ -126,11 +142,21 @@ func (s *selection) nearest(labels []string) (used int, t thing) {
 }
 
 // pick returns the addresses of a selection for the asker, nearest first.
+func (v view) pick(s selection) []netip.Addr {
+	cs := v.choose(s)
+	addrs := make([]netip.Addr, len(cs))
+	for i, c := range cs {
+		addrs[i] = c.addr
+	}
+	return addrs
+}
+
+// choose returns the machines of a selection that the asker gets, nearest first.
 //
 // A machine that asks about its own app gets all of it, suspects included: who is
 // a member of a cluster is for the cluster to say. Only a name that asks for the
 // nearest few is cut.
-func (v view) pick(s selection) []netip.Addr {
+func (v view) choose(s selection) []candidate {
 	own := v.asker != nil && v.asker.app == s.app.name && s.top == 0
 	cs := leaveOut(candidates(v.facts, s.machines), own)
 	nearestFirst(cs, v.rnd)
@@ -143,9 +169,5 @@ func (v view) pick(s selection) []netip.Addr {
 	case s.whole && s.app.mode == modeNear:
 		cs = nearSet(cs)
 	}
-	addrs := make([]netip.Addr, len(cs))
-	for i, c := range cs {
-		addrs[i] = c.addr
-	}
-	return addrs
+	return cs
 }
