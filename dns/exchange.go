@@ -13,12 +13,18 @@ import (
 	"github.com/miekg/dns"
 )
 
-// exchange asks one server: over UDP from a port of its own with a random id, over
-// TCP if the answer was cut. A server that does not know EDNS0 is asked without.
+// exchange asks one server: over UDP from a port of its own with a random id and
+// the name's letters in random case, over TCP if the answer was cut. A server that
+// does not know EDNS0 is asked without.
 func (f *Forwarder) exchange(ctx context.Context, server netip.AddrPort, q dns.Question, do, cd bool) (*dns.Msg, error) {
 	query := new(dns.Msg)
 	query.Id = dns.Id()
 	query.RecursionDesired, query.CheckingDisabled = true, cd
+	q.Name = lower(q.Name)
+	_, folds := f.lower.Load(server)
+	if !folds {
+		q.Name = mixCase(q.Name)
+	}
 	query.Question = []dns.Question{q}
 	query.SetEdns0(udpSize, do)
 	if a := server.Addr(); a.IsLoopback() || a.IsPrivate() || a.IsLinkLocalUnicast() { // near enough to send it back
@@ -26,9 +32,30 @@ func (f *Forwarder) exchange(ctx context.Context, server netip.AddrPort, q dns.Q
 		opt.Option = append(opt.Option, &dns.EDNS0_LOCAL{Code: loopOption, Data: f.nonce})
 	}
 	m, err := exchange(ctx, f.cfg.Dial, server, query)
+	if err == nil && !folds && !sameCase(m, q.Name) {
+		m, err = f.again(ctx, server, query)
+	}
+	if err == nil {
+		restoreCase(m, q.Name)
+	}
 	if err == nil && (m.Rcode == dns.RcodeFormatError || m.Rcode == dns.RcodeNotImplemented || m.Rcode == dns.RcodeBadVers) {
 		query.Extra, query.Id = nil, dns.Id()
 		return exchange(ctx, f.cfg.Dial, server, query)
+	}
+	return m, err
+}
+
+// again asks anew where a question's case did not come back: somebody guessed the
+// id and the port, or the server is one of those that change it. Over TCP nobody
+// can guess; where there is no TCP, a second guess must be right as well.
+func (f *Forwarder) again(ctx context.Context, server netip.AddrPort, query *dns.Msg) (*dns.Msg, error) {
+	m, err := exchangeOver(ctx, f.cfg.Dial, "tcp", server, query)
+	if err != nil && ctx.Err() == nil {
+		query.Id = dns.Id()
+		m, err = exchange(ctx, f.cfg.Dial, server, query)
+	}
+	if err == nil && !sameCase(m, query.Question[0].Name) {
+		f.lower.Store(server, true)
 	}
 	return m, err
 }

@@ -8,7 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -32,6 +32,8 @@ type ForwarderConfig struct {
 	// answer, or any name on the internet could point into it (DNS rebinding), and
 	// are never asked as upstreams. Names of the mesh go to Rules only.
 	Mesh netip.Prefix
+	// Rebind are domains that may point into the mesh all the same.
+	Rebind []string
 	// Self are the addresses that this process answers on; they are never asked.
 	Self []netip.AddrPort
 	// Timeout is for one query over all its upstreams. 0: 3 s.
@@ -39,17 +41,42 @@ type ForwarderConfig struct {
 	// Dial opens sockets; nil: in the namespace of the process.
 	Dial Dial
 	Log  *slog.Logger // nil: nothing is logged
+
+	now func() time.Time // for tests
 }
 
-// Forwarder passes queries on to other resolvers. It keeps nothing but which of
-// them answered last.
+// Forwarder passes queries on to other resolvers, and keeps what they answered:
+// fresh for as long as the answer says, and for a day more to fall back on when
+// they do not answer. Answers by a rule are not kept: such a server is authoritative
+// and near, or another part of the mesh whose answers follow the moment.
 type Forwarder struct {
 	cfg     ForwarderConfig
 	rules   []*route // longest domain first
 	rest    *route
+	rebind  [][]string // labels of Rebind
+	cache   *cache
 	flights singleflight.Group
+	asking  pending // questions that may outlive who asked
 	nonce   []byte
 	looped  atomic.Bool // told already
+
+	lower sync.Map // netip.AddrPort: upstreams that do not give a question's case back
+
+	hits, stale, misses, failed atomic.Uint64
+}
+
+// ForwardStats counts forwarded questions since the start.
+type ForwardStats struct {
+	Hits    uint64 // answered from the cache
+	Stale   uint64 // answered from the cache although the answer's time was over
+	Misses  uint64 // answered by an upstream
+	Failed  uint64 // not answered
+	Entries int    // in the cache now
+}
+
+// Stats returns the counters.
+func (f *Forwarder) Stats() ForwardStats {
+	return ForwardStats{Hits: f.hits.Load(), Stale: f.stale.Load(), Misses: f.misses.Load(), Failed: f.failed.Load(), Entries: f.cache.entries.Len()}
 }
 
 // route is one set of servers.
@@ -58,6 +85,7 @@ type route struct {
 	servers func() []netip.AddrPort
 	trusted bool // a rule: may answer with mesh addresses
 	good    atomic.Pointer[netip.AddrPort]
+	down    atomic.Bool // the last question had no answer
 }
 
 const (
@@ -89,7 +117,21 @@ func NewForwarder(cfg ForwarderConfig) (*Forwarder, error) {
 	if cfg.Upstreams == nil {
 		cfg.Upstreams = func() []netip.AddrPort { return nil }
 	}
+	if cfg.now == nil {
+		cfg.now = time.Now
+	}
 	f := &Forwarder{cfg: cfg, rest: &route{servers: cfg.Upstreams}, nonce: make([]byte, 8)}
+	var err error
+	if f.cache, err = newCache(cacheEntries, cfg.now); err != nil {
+		return nil, err
+	}
+	for _, domain := range cfg.Rebind {
+		labels, ok := splitName(domain)
+		if !ok {
+			return nil, fmt.Errorf("domain %q, whose names may point into the mesh: not a domain name", domain)
+		}
+		f.rebind = append(f.rebind, labels)
+	}
 	for i := range f.nonce {
 		f.nonce[i] = byte(rand.Uint32())
 	}
@@ -146,8 +188,10 @@ func (f *Forwarder) usable(r *route) []netip.AddrPort {
 	return servers
 }
 
-// forward answers r from upstreams. It returns in any case, after Timeout at the
-// latest, with SERVFAIL if nobody answered.
+// forward answers r from the cache or from upstreams. It returns in any case, after
+// Timeout at the latest, with SERVFAIL if nobody answered and nothing is kept. An
+// answer whose time is over is given at once if the last question had no answer, and
+// otherwise when the upstreams take long; they are asked all the same.
 //
 // Equal questions at one time are one question upstream. That also bounds a loop:
 // a query that comes back to us joins the one it came from and ends with it.
@@ -165,16 +209,102 @@ func (f *Forwarder) forward(ctx context.Context, r *request) *dns.Msg {
 		return r.reply(ServerFailure, true)
 	}
 	do := r.edns != nil && r.edns.Do()
-	key := fmt.Sprintf("%s %d %t %t", strings.ToLower(q.Name), q.Qtype, do, r.msg.CheckingDisabled)
-	got, err, _ := f.flights.Do(key, func() (any, error) {
+	key := fmt.Sprintf("%s %d %t %t", lower(q.Name), q.Qtype, do, r.msg.CheckingDisabled)
+	kept, fresh := f.cache.get(key)
+	if fresh {
+		f.hits.Add(1)
+		return r.pass(kept)
+	}
+	f.asking.add(1)
+	answered := f.flights.DoChan(key, func() (any, error) {
 		ctx, cancel := context.WithTimeout(ctx, f.cfg.Timeout)
 		defer cancel()
-		return f.ask(ctx, to, q, do, r.msg.CheckingDisabled)
+		m, err := f.ask(ctx, to, q, do, r.msg.CheckingDisabled)
+		if to.down.Store(err != nil); err == nil && !to.trusted {
+			f.cache.put(key, m)
+		}
+		return m, err
 	})
-	if err != nil {
-		return r.reply(ServerFailure, true)
+	up := make(chan *dns.Msg, 1) // nil: no answer
+	go func() {
+		defer f.asking.add(-1)
+		if got := <-answered; got.Err == nil {
+			up <- got.Val.(*dns.Msg)
+		}
+		close(up)
+	}()
+	return f.wait(r, up, kept, to.down.Load())
+}
+
+// stalePatience is how long upstreams are waited for when there is an old answer
+// to give.
+const stalePatience = 700 * time.Millisecond
+
+// wait takes the upstreams' answer, or the one that is kept if that does not come
+// in time.
+func (f *Forwarder) wait(r *request, up <-chan *dns.Msg, kept *dns.Msg, down bool) *dns.Msg {
+	var late <-chan time.Time
+	if kept != nil {
+		patience := stalePatience
+		if down {
+			patience = 0
+		}
+		timer := time.NewTimer(patience)
+		defer timer.Stop()
+		late = timer.C
 	}
-	up := got.(*dns.Msg) // shared: only read from here on
+	var m *dns.Msg
+	select {
+	case m = <-up:
+	case <-late:
+	}
+	useless := m == nil || m.Rcode != dns.RcodeSuccess && m.Rcode != dns.RcodeNameError
+	switch {
+	case useless && kept != nil:
+		f.stale.Add(1)
+		m = kept
+	case m == nil:
+		f.failed.Add(1)
+		return r.reply(ServerFailure, true)
+	default:
+		f.misses.Add(1)
+	}
+	return r.pass(m)
+}
+
+// settle waits until nothing is asked any more. The questions end with the context
+// that they were asked with.
+func (f *Forwarder) settle() { f.asking.wait() }
+
+// pending counts what goes on. Unlike a sync.WaitGroup's, its wait may run while
+// more is added.
+type pending struct {
+	mu   sync.Mutex // guards what follows
+	n    int
+	none *sync.Cond // made by the first wait
+}
+
+func (p *pending) add(n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.n += n; p.n == 0 && p.none != nil {
+		p.none.Broadcast()
+	}
+}
+
+func (p *pending) wait() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.none == nil {
+		p.none = sync.NewCond(&p.mu)
+	}
+	for p.n > 0 {
+		p.none.Wait()
+	}
+}
+
+// pass makes the asker's answer of an upstream's, which is shared and only read.
+func (r *request) pass(up *dns.Msg) *dns.Msg {
 	m := r.reply(Rcode(up.Rcode), true)
 	m.Answer, m.Ns = slices.Clone(up.Answer), slices.Clone(up.Ns)
 	m.Extra = append(slices.Clone(up.Extra), m.Extra...)
@@ -297,7 +427,7 @@ func (f *Forwarder) clean(m *dns.Msg, trusted bool) error {
 }
 
 func (f *Forwarder) pointsIntoMesh(rr dns.RR) bool {
-	if !f.cfg.Mesh.IsValid() {
+	if !f.cfg.Mesh.IsValid() || f.mayRebind(rr.Header().Name) {
 		return false
 	}
 	in := func(ip net.IP) bool {
@@ -319,4 +449,9 @@ func (f *Forwarder) pointsIntoMesh(rr dns.RR) bool {
 		return hints(rr.Value)
 	}
 	return false
+}
+
+func (f *Forwarder) mayRebind(name string) bool {
+	labels, ok := splitName(name)
+	return ok && slices.ContainsFunc(f.rebind, func(domain []string) bool { return hasSuffix(labels, domain...) })
 }

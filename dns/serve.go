@@ -43,6 +43,9 @@ func (s *Server) ServePacket(ctx context.Context, conn net.PacketConn, role Role
 		cancel()
 	}
 	waiting.Wait()
+	if s.cfg.Forward != nil {
+		s.cfg.Forward.settle()
+	}
 	return first
 }
 
@@ -122,7 +125,12 @@ const maxQueries = 256
 func (s *Server) ServeStream(ctx context.Context, ln net.Listener, role Role) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var conns sync.WaitGroup
-	defer conns.Wait()
+	defer func() {
+		conns.Wait()
+		if s.cfg.Forward != nil {
+			s.cfg.Forward.settle()
+		}
+	}()
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { ln.Close() })
 	defer stop()
