@@ -78,12 +78,26 @@ func (z *Zone) Answer(f Facts, q Query, rnd *rand.Rand) Answer {
 	if !ok {
 		return Answer{Rcode: FormatError}
 	}
+	a, _ := z.answer(f, q, labels, rnd)
+	return a
+}
+
+// basis is what an answer rests on, besides zone, facts, name and type.
+type basis struct {
+	org   *org // of the asker; nil: refused
+	app   *app // whose names these are; nil: of none
+	own   bool // the asker is a machine of that app
+	drawn bool // chance had a part in it
+}
+
+// answer is Answer for who has the labels already; q.Name is not looked at.
+func (z *Zone) answer(f Facts, q Query, labels []string, rnd *rand.Rand) (Answer, basis) {
 	o := z.orgOf(q.Source)
 	if o == nil || q.Role.Network.IsValid() && o.prefix != q.Role.Network {
-		return Answer{Rcode: Refused}
+		return Answer{Rcode: Refused}, basis{}
 	}
 	if q.Type == TypeAXFR || q.Type == TypeIXFR {
-		return Answer{Rcode: Refused}
+		return Answer{Rcode: Refused}, basis{}
 	}
 	v := view{org: o, facts: f, asker: o.byAddr[q.Source], regions: z.regions, rnd: rnd}
 	if z.strangers {
@@ -98,7 +112,10 @@ func (z *Zone) Answer(f Facts, q Query, rnd *rand.Rand) Answer {
 	default:
 		found.kind = forwarded
 	}
-	return v.answer(found, q.Type, zone)
+	b := basis{org: o, app: found.selection.app}
+	b.own = b.app != nil && v.asker != nil && v.asker.app == b.app.name
+	v.drawn = &b.drawn
+	return v.answer(found, q.Type, zone), b
 }
 
 // kind says what stands at a name.
@@ -133,6 +150,7 @@ type view struct {
 	asker   *machine // nil if the source is no machine
 	regions map[string]bool
 	rnd     *rand.Rand
+	drawn   *bool // set when chance decides
 }
 
 func (v view) answer(t thing, qtype uint16, zone string) Answer {

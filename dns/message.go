@@ -150,12 +150,21 @@ func (r *request) answerMessage(a Answer, recursion bool) *dns.Msg {
 	return m
 }
 
-// soa is the start of authority. The serial never changes: nothing is transferred.
+// Numbers of the start of authority, times in seconds. The serial never changes:
+// nothing is transferred.
+const (
+	soaSerial  = 1
+	soaRefresh = 3600
+	soaRetry   = 600
+	soaExpire  = 86400
+)
+
+// soa is the start of authority.
 func soa(zone string, ttl uint32) dns.RR {
 	return &dns.SOA{
 		Hdr: dns.RR_Header{Name: zone, Rrtype: dns.TypeSOA, Class: dns.ClassINET, Ttl: ttl},
 		Ns:  "_api." + zoneName, Mbox: "hostmaster." + zoneName,
-		Serial: 1, Refresh: 3600, Retry: 600, Expire: 86400, Minttl: negativeTTL,
+		Serial: soaSerial, Refresh: soaRefresh, Retry: soaRetry, Expire: soaExpire, Minttl: negativeTTL,
 	}
 }
 

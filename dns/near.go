@@ -128,8 +128,8 @@ func leaveOut(cs []candidate, withSuspects bool) []candidate {
 
 // nearestFirst sorts by distance, equals in random order. The own host's machines
 // come before all others; beyond them, those within equalSlack of the nearest of
-// them are equals, and so on outwards.
-func nearestFirst(cs []candidate, rnd *rand.Rand) {
+// them are equals, and so on outwards. drawn is whether there were equals.
+func nearestFirst(cs []candidate, rnd *rand.Rand) (drawn bool) {
 	slices.SortFunc(cs, func(a, b candidate) int {
 		if c := cmp.Compare(a.distance, b.distance); c != 0 {
 			return c
@@ -141,9 +141,13 @@ func nearestFirst(cs []candidate, rnd *rand.Rand) {
 		for end < len(cs) && equals(cs[i].distance, cs[end].distance) {
 			end++
 		}
-		rnd.Shuffle(end-i, func(a, b int) { cs[i+a], cs[i+b] = cs[i+b], cs[i+a] })
+		if end-i > 1 {
+			rnd.Shuffle(end-i, func(a, b int) { cs[i+a], cs[i+b] = cs[i+b], cs[i+a] })
+			drawn = true
+		}
 		i = end
 	}
+	return drawn
 }
 
 func equals(first, next time.Duration) bool {

@@ -159,7 +159,9 @@ func (v view) pick(s selection) []netip.Addr {
 func (v view) choose(s selection) []candidate {
 	own := v.asker != nil && v.asker.app == s.app.name && s.top == 0
 	cs := leaveOut(candidates(v.facts, s.machines), own)
-	nearestFirst(cs, v.rnd)
+	if nearestFirst(cs, v.rnd) {
+		*v.drawn = true
+	}
 	switch {
 	case own:
 	case s.top > 0:

@@ -49,61 +49,6 @@ func (s *Server) ServePacket(ctx context.Context, conn net.PacketConn, role Role
 	return first
 }
 
-func (s *Server) packetLoop(ctx context.Context, conn net.PacketConn, role Role, waiting *sync.WaitGroup) error {
-	buf := make([]byte, readSize)
-	read, write := addrPortIO(conn)
-	for failures := 0; ; {
-		n, source, err := read(buf)
-		if err != nil {
-			failures++
-			if err := retry(ctx, failures, "read DNS queries", conn.LocalAddr(), err); err != nil || ctx.Err() != nil {
-				return err
-			}
-			continue
-		}
-		failures = 0
-		s.udp.Add(1)
-		send := func(out []byte) {
-			if out == nil {
-				return
-			}
-			if err := write(out, source); err != nil {
-				s.unwritten.Add(1)
-			}
-		}
-		s.guarded(func() {
-			out, wait := s.handle(buf[:n], withoutPort(source), role, false)
-			send(out)
-			if wait != nil {
-				waiting.Add(1)
-				go func() {
-					defer waiting.Done()
-					s.guarded(func() { send(wait(ctx)) })
-				}()
-			}
-		})
-	}
-}
-
-// addrPortIO reads and writes with netip addresses: without garbage on a UDP
-// socket, by conversion on any other.
-func addrPortIO(conn net.PacketConn) (read func([]byte) (int, netip.AddrPort, error), write func([]byte, netip.AddrPort) error) {
-	if udp, ok := conn.(*net.UDPConn); ok {
-		return udp.ReadFromUDPAddrPort, func(b []byte, to netip.AddrPort) error {
-			_, err := udp.WriteToUDPAddrPort(b, to)
-			return err
-		}
-	}
-	read = func(b []byte) (int, netip.AddrPort, error) {
-		n, from, err := conn.ReadFrom(b)
-		return n, addrPortOf(from), err
-	}
-	return read, func(b []byte, to netip.AddrPort) error {
-		_, err := conn.WriteTo(b, net.UDPAddrFromAddrPort(to))
-		return err
-	}
-}
-
 // addrPortOf is the invalid AddrPort for an address that is no IP address.
 func addrPortOf(a net.Addr) netip.AddrPort {
 	switch a := a.(type) {

@@ -1,0 +1,133 @@
+package dns
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"sync"
+
+	"golang.org/x/net/ipv6"
+)
+
+// batch is how many packets one system call reads or writes at most. Under load it
+// makes them cheap; when there is little to do, each call has one packet.
+const batch = 32
+
+// packetLoop answers what arrives at conn, in batches.
+func (s *Server) packetLoop(ctx context.Context, conn net.PacketConn, role Role, waiting *sync.WaitGroup) error {
+	l := s.newPacketLoop(ctx, conn, role, waiting)
+	for failures := 0; ; {
+		n, err := l.read()
+		if err != nil {
+			failures++
+			if err := retry(ctx, failures, "read DNS queries", conn.LocalAddr(), err); err != nil || ctx.Err() != nil {
+				return err
+			}
+			continue
+		}
+		failures = 0
+		s.udp.Add(uint64(n))
+		s.guarded(l.hot.refresh)
+		for _, m := range l.in[:n] {
+			s.guarded(func() { l.take(m) })
+		}
+		l.hot.flush()
+		l.write()
+	}
+}
+
+// packetLoop is the state of one loop.
+type packetLoop struct {
+	s       *Server
+	ctx     context.Context
+	conn    net.PacketConn
+	packets *ipv6.PacketConn // nil: conn has no batches
+	role    Role
+	waiting *sync.WaitGroup
+	hot     *hot
+
+	in, out []ipv6.Message
+	ready   int      // of out: how many are to be sent
+	answers [][]byte // buffers of answers, one for each of out
+}
+
+func (s *Server) newPacketLoop(ctx context.Context, conn net.PacketConn, role Role, waiting *sync.WaitGroup) *packetLoop {
+	l := &packetLoop{s: s, ctx: ctx, conn: conn, role: role, waiting: waiting, hot: s.newHot()}
+	n := 1
+	if _, ok := conn.(*net.UDPConn); ok {
+		// Also for an IPv4 socket: only the calls are used that both have.
+		l.packets, n = ipv6.NewPacketConn(conn), batch
+	}
+	l.in, l.out, l.answers = make([]ipv6.Message, n), make([]ipv6.Message, n), make([][]byte, n)
+	for i := range n {
+		l.in[i].Buffers = [][]byte{make([]byte, readSize)}
+		l.out[i].Buffers = make([][]byte, 1)
+		l.answers[i] = make([]byte, 0, udpSize)
+	}
+	return l
+}
+
+// read fills l.in with at least one message.
+func (l *packetLoop) read() (n int, err error) {
+	if l.packets != nil {
+		return l.packets.ReadBatch(l.in, 0)
+	}
+	m := &l.in[0]
+	m.N, m.Addr, err = l.conn.ReadFrom(m.Buffers[0])
+	return 1, err
+}
+
+// take answers one message: into l.out if it can be at once.
+func (l *packetLoop) take(m ipv6.Message) {
+	packet, source := m.Buffers[0][:m.N], sourceOf(m.Addr)
+	if out := l.hot.answer(l.answers[l.ready], packet, source, l.role); out != nil {
+		l.put(out, m.Addr)
+		return
+	}
+	out, wait := l.s.handle(packet, source, l.role, false)
+	if out != nil {
+		l.put(out, m.Addr)
+	}
+	if wait != nil {
+		to := m.Addr
+		l.waiting.Add(1)
+		go func() {
+			defer l.waiting.Done()
+			l.s.guarded(func() { l.send(wait(l.ctx), to) })
+		}()
+	}
+}
+
+func (l *packetLoop) put(answer []byte, to net.Addr) {
+	l.out[l.ready].Buffers[0], l.out[l.ready].Addr = answer, to
+	l.ready++
+}
+
+// write sends what is ready. What cannot be sent is passed over: the asker asks again.
+func (l *packetLoop) write() {
+	for out := l.out[:l.ready]; len(out) > 0; {
+		n, err := 1, error(nil)
+		if l.packets != nil {
+			n, err = l.packets.WriteBatch(out, 0)
+		} else {
+			_, err = l.conn.WriteTo(out[0].Buffers[0], out[0].Addr)
+		}
+		if err != nil || n < 1 {
+			l.s.unwritten.Add(1)
+			n = max(n, 1)
+		}
+		out = out[n:]
+	}
+	l.ready = 0
+}
+
+func (l *packetLoop) send(answer []byte, to net.Addr) {
+	if answer == nil {
+		return
+	}
+	if _, err := l.conn.WriteTo(answer, to); err != nil {
+		l.s.unwritten.Add(1)
+	}
+}
+
+func sourceOf(a net.Addr) netip.Addr { return withoutPort(addrPortOf(a)) }
