@@ -58,6 +58,8 @@ PROGRAMS := ip:iproute2 nsenter:util-linux ping:iputils-ping wg:wireguard-tools 
             unshare:util-linux dbus-daemon:dbus-daemon
 MISSING = for p in $(PROGRAMS); do command -v $${p%%:*} >/dev/null || echo $${p\#\#*:}; done | sort -u | tr '\n' ' '
 DEPSLOG := $(or $(TMPDIR),/tmp)/weft-deps.log
+# An independent name server and its libraries. Unpacked, not installed: Debian would start it.
+NSD := nsd libevent-2.1-7 libfstrm0 libprotobuf-c1
 deps: ## install the real clients that tests use (Debian, root); silent when satisfied
 	@missing="$$($(MISSING))"; [ -n "$$missing" ] || exit 0; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
@@ -73,6 +75,11 @@ deps: ## install the real clients that tests use (Debian, root); silent when sat
 	  dpkg-deb -x openresolv_*.deb . && \
 	  sed 's|^LIBEXECDIR=.*|LIBEXECDIR=$(CURDIR)/$(BUILD)/openresolv/lib/resolvconf|' sbin/resolvconf >bin/resolvconf && chmod +x bin/resolvconf \
 	    || echo "deps: openresolv could not be unpacked; the stock wg-quick client is not tried" >&2; fi
+	@if ! command -v nsd >/dev/null && [ ! -x $(BUILD)/nsd/usr/sbin/nsd ] && command -v apt-get >/dev/null; then \
+	  mkdir -p $(BUILD)/nsd && cd $(BUILD)/nsd && \
+	  { apt-get download $(NSD) || { apt-get update && apt-get download $(NSD); }; } >/dev/null 2>&1 && \
+	  for p in *.deb; do dpkg-deb -x $$p . || exit 1; done \
+	    || echo "deps: NSD could not be unpacked; answers are not compared with it" >&2; fi
 
 clean: ## remove what was built
 	rm -rf $(BUILD)
