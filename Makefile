@@ -9,7 +9,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 LDFLAGS := -X github.com/weftmesh/weft/cmd/internal/cli.Version=$(VERSION)
 FUZZTIME ?= 20s
 
-.PHONY: help build demo demo-break demo-stop test lint fuzz bench deps clean
+.PHONY: help build demo demo-break demo-stop test lint fuzz bench bench-dns deps clean
 
 help: ## list what can be made
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -51,6 +51,12 @@ fuzz: ## every fuzz target for FUZZTIME (default 20s)
 
 bench: deps lab-bin ## the figures (root)
 	WEFT_BIN=$(CURDIR)/$(BIN) WEFT_BENCH=1 go test -count=1 -timeout 30m -run '^TestBench' -v ./e2e | grep -E '^(figure:|---|ok|FAIL|panic)|: figure:|_test.go'
+
+bench-dns: deps ## names answered per second, against CoreDNS, NSD and a bare miekg/dns loop (root)
+	@mkdir -p $(BUILD)/rivals
+	@[ -x $(BUILD)/rivals/coredns ] || GOBIN=$(CURDIR)/$(BUILD)/rivals go install github.com/coredns/coredns@v1.15.0
+	@go build -trimpath -o $(BIN)/dnsbench ./dns/bench
+	@$(BIN)/dnsbench -coredns $(BUILD)/rivals/coredns -nsd $(or $(shell command -v nsd),$(BUILD)/nsd/usr/sbin/nsd) -libs $(BUILD)/nsd/usr/lib/x86_64-linux-gnu
 
 # Debian's real clients, which the tests and the demo use. Silent when they are here.
 PROGRAMS := ip:iproute2 nsenter:util-linux ping:iputils-ping wg:wireguard-tools wg-quick:wireguard-tools dig:bind9-dnsutils \
