@@ -60,8 +60,13 @@ func addrPortOf(a net.Addr) netip.AddrPort {
 	return netip.AddrPort{}
 }
 
-// maxQueries is how many queries one connection may bring.
-const maxQueries = 256
+const (
+	// maxQueries is how many queries one connection may bring.
+	maxQueries = 256
+	// maxWaiting is how many of them may wait for upstreams at one time; then no
+	// more are read.
+	maxWaiting = 16
+)
 
 // ServeStream answers the queries on the connections that ln accepts, until ctx
 // ends (nil) or ln fails. ln and every connection are closed on return. Idle and
@@ -106,34 +111,61 @@ func (s *Server) ServeStream(ctx context.Context, ln net.Listener, role Role) er
 	}
 }
 
+// serveConn answers one connection's queries. What takes an upstream does not hold
+// up the ones after it: answers come in any order (RFC 7766 section 7).
 func (s *Server) serveConn(ctx context.Context, conn net.Conn, source netip.Addr, role Role) {
+	ctx, cancel := context.WithCancel(ctx)
+	var waiting sync.WaitGroup
+	defer waiting.Wait()
+	defer cancel()
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
 	defer conn.Close()
-	for range maxQueries {
-		packet, err := s.readStream(conn)
-		if err != nil {
-			return
-		}
-		s.tcp.Add(1)
-		var out []byte
-		s.guarded(func() {
-			var wait func(context.Context) []byte
-			if out, wait = s.handle(packet, source, role, true); wait != nil {
-				out = wait(ctx)
-			}
-		})
+	slots := make(chan struct{}, maxWaiting)
+	var writing sync.Mutex // one answer at a time
+	answer := func(out []byte) bool {
+		writing.Lock()
+		defer writing.Unlock()
 		if out == nil { // not a query: whoever speaks here does not speak DNS
-			return
+			return false
 		}
 		if err := conn.SetWriteDeadline(time.Now().Add(s.cfg.IOTimeout)); err != nil {
-			return
+			return false
 		}
 		if err := writeStream(conn, out); err != nil {
 			s.unwritten.Add(1)
-			return
+			return false
 		}
+		return true
 	}
+	for range maxQueries {
+		packet, err := s.readStream(conn)
+		if err != nil {
+			break
+		}
+		s.tcp.Add(1)
+		var out []byte
+		var wait func(context.Context) []byte
+		s.guarded(func() { out, wait = s.handle(packet, source, role, true) })
+		if wait == nil {
+			if !answer(out) {
+				return
+			}
+			continue
+		}
+		slots <- struct{}{} // those before it end in bounded time
+		waiting.Add(1)
+		go func() {
+			defer waiting.Done()
+			defer func() { <-slots }()
+			var out []byte
+			s.guarded(func() { out = wait(ctx) })
+			if !answer(out) {
+				cancel()
+			}
+		}()
+	}
+	waiting.Wait() // what was asked before the last word is answered
 }
 
 // readStream reads one message: the length may take its time, the rest may not.

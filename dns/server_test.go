@@ -448,6 +448,34 @@ func TestPipelining(t *testing.T) {
 	}
 }
 
+// A question that takes an upstream does not hold up the ones behind it.
+func TestAnswersOutOfOrder(t *testing.T) {
+	release := make(chan struct{})
+	u := startUpstream(t, func(q *dns.Msg, stream bool) *dns.Msg {
+		<-release
+		return says(t, "slow.example. 60 IN A 192.0.2.1")(q, stream)
+	})
+	at, _ := serve(t, forwarding(t, ForwarderConfig{}, u.at), w1)
+	c := dialTCP(t, at)
+	for i, name := range []string{"slow.example.", "web.internal."} {
+		q := new(dns.Msg).SetQuestion(name, TypeAAAA)
+		q.Id = uint16(i)
+		packet, _ := q.Pack()
+		if err := writeStream(c, packet); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, want := range []uint16{1, 0} {
+		m, err := readAnswer(c, "tcp")
+		if err != nil || m.Id != want {
+			t.Fatalf("answer %d: %v %v, want to question %d", i, m, err, want)
+		}
+		if i == 0 {
+			close(release)
+		}
+	}
+}
+
 func TestServeReportsAClosedSocket(t *testing.T) {
 	udp, tcp, err := bindBoth(netip.MustParseAddrPort("127.0.0.1:0"))
 	if err != nil {
