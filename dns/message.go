@@ -25,6 +25,8 @@ type request struct {
 	msg  *dns.Msg
 	size int // of the largest answer
 	edns *dns.OPT
+
+	cookie *dns.EDNS0_COOKIE // for the answer; nil: none was sent
 }
 
 func (r *request) question() dns.Question { return r.msg.Question[0] }
@@ -85,6 +87,10 @@ func (r *request) reply(code Rcode, recursion bool) *dns.Msg {
 	m.Question = r.msg.Question
 	if r.edns != nil {
 		m.SetEdns0(udpSize, r.edns.Do())
+		if r.cookie != nil {
+			opt := m.IsEdns0()
+			opt.Option = append(opt.Option, r.cookie)
+		}
 	}
 	return m
 }

@@ -148,7 +148,7 @@ func nibbles(labels []string) (p netip.Prefix, ok bool) {
 		if len(l) != 1 {
 			return netip.Prefix{}, false
 		}
-		n := strings.IndexByte(hex, l[0])
+		n := strings.IndexByte(hexDigits, l[0])
 		if n < 0 {
 			return netip.Prefix{}, false
 		}
@@ -157,7 +157,7 @@ func nibbles(labels []string) (p netip.Prefix, ok bool) {
 	return netip.PrefixFrom(netip.AddrFrom16(a), 4*len(labels)), true
 }
 
-const hex = "0123456789abcdef"
+const hexDigits = "0123456789abcdef"
 
 // ReverseName returns the name under ip6.arpa. that PTR records of addr, an IPv6
 // address, stand at.
@@ -167,7 +167,7 @@ func reverseZone(addr netip.Addr, digits int) string {
 	a := addr.As16()
 	b := make([]byte, 0, 2*digits+9)
 	for i := digits - 1; i >= 0; i-- {
-		b = append(b, hex[a[i/2]>>(4*(1-i%2))&15], '.')
+		b = append(b, hexDigits[a[i/2]>>(4*(1-i%2))&15], '.')
 	}
 	return string(append(b, "ip6.arpa."...))
 }

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"time"
 
 	"golang.org/x/net/ipv6"
 )
@@ -28,8 +29,13 @@ func (s *Server) packetLoop(ctx context.Context, conn net.PacketConn, role Role,
 		failures = 0
 		s.udp.Add(uint64(n))
 		s.guarded(l.hot.refresh)
+		now := time.Now()
 		for _, m := range l.in[:n] {
-			s.guarded(func() { l.take(m) })
+			if source := sourceOf(m.Addr); s.rates.allow(source, now) {
+				s.guarded(func() { l.take(m, source) })
+			} else {
+				s.limited.Add(1)
+			}
 		}
 		l.hot.flush()
 		l.write()
@@ -78,8 +84,8 @@ func (l *packetLoop) read() (n int, err error) {
 }
 
 // take answers one message: into l.out if it can be at once.
-func (l *packetLoop) take(m ipv6.Message) {
-	packet, source := m.Buffers[0][:m.N], sourceOf(m.Addr)
+func (l *packetLoop) take(m ipv6.Message, source netip.Addr) {
+	packet := m.Buffers[0][:m.N]
 	if out := l.hot.answer(l.answers[l.ready], packet, source, l.role); out != nil {
 		l.put(out, m.Addr)
 		return

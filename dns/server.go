@@ -34,6 +34,7 @@ type Config struct {
 	ConnsPerSource  int // of one address: 16
 	Forwards        int // queries that wait for upstreams, in all: 1024
 	ForwardsPerNet  int // of one network: 256
+	QueriesPerSec   int // UDP queries of one source in a second: 10000; more are dropped
 
 	// Times of TCP connections. 0: the default.
 	IdleTimeout time.Duration // between queries: 10 s
@@ -47,6 +48,7 @@ type Stats struct {
 	Forwarded uint64            // queries passed on
 	Dropped   uint64            // messages not answered: no queries
 	OverLimit uint64            // connections and forwards turned away by a cap
+	Limited   uint64            // queries dropped because their source asked too many
 	Panics    uint64            // queries whose handling panicked: a defect
 	Unwritten uint64            // answers that could not be sent
 }
@@ -58,9 +60,11 @@ type Server struct {
 	rnd      *rand.Rand // stateless, for all goroutines
 	conns    quota
 	forwards quota
+	rates    *rates
+	cookies  *cookies
 
-	udp, tcp, forwarded, dropped, overLimit, panics, unwritten atomic.Uint64
-	rcodes                                                     [len(rcodeNames)]atomic.Uint64
+	udp, tcp, forwarded, dropped, overLimit, limited, panics, unwritten atomic.Uint64
+	rcodes                                                              [len(rcodeNames)]atomic.Uint64
 }
 
 var rcodeNames = [...]string{
@@ -87,6 +91,7 @@ func NewServer(cfg Config) *Server {
 		s.log = slog.New(slog.DiscardHandler)
 	}
 	s.conns = quota{total: or(cfg.Conns, 1024), network: or(cfg.ConnsPerNetwork, 128), source: or(cfg.ConnsPerSource, 16)}
+	s.rates, s.cookies = newRates(or(cfg.QueriesPerSec, 10000)), newCookies()
 	perNet := or(cfg.ForwardsPerNet, 256)
 	s.forwards = quota{total: or(cfg.Forwards, 1024), network: perNet, source: perNet}
 	return s
@@ -96,7 +101,7 @@ func NewServer(cfg Config) *Server {
 func (s *Server) Stats() Stats {
 	st := Stats{
 		UDP: s.udp.Load(), TCP: s.tcp.Load(), Forwarded: s.forwarded.Load(), Dropped: s.dropped.Load(),
-		OverLimit: s.overLimit.Load(), Panics: s.panics.Load(), Unwritten: s.unwritten.Load(),
+		OverLimit: s.overLimit.Load(), Limited: s.limited.Load(), Panics: s.panics.Load(), Unwritten: s.unwritten.Load(),
 		Rcodes: map[string]uint64{},
 	}
 	for i := range s.rcodes {
@@ -114,6 +119,12 @@ func (s *Server) handle(packet []byte, source netip.Addr, role Role, stream bool
 	if drop {
 		s.dropped.Add(1)
 		return nil, nil
+	}
+	if r.edns != nil && code == NoError {
+		var ok bool
+		if r.cookie, ok = s.cookies.answer(r.edns, source, time.Now()); !ok {
+			code = FormatError
+		}
 	}
 	if code != NoError {
 		return s.finish(&r, r.answerMessage(Answer{Rcode: code}, s.cfg.Forward != nil)), nil

@@ -27,7 +27,7 @@ func serveUntil(ctx context.Context, which string) error {
 		for _, h := range d.Hosts {
 			facts[h.Name] = dns.Fact{RTT: rtts[h.Region]}
 		}
-		s := dns.NewServer(dns.Config{Zone: func() *dns.Zone { return zone }, Facts: func() dns.Facts { return facts }})
+		s := dns.NewServer(dns.Config{Zone: func() *dns.Zone { return zone }, Facts: func() dns.Facts { return facts }, QueriesPerSec: 1 << 30})
 		return s.ServePacket(ctx, conn, dns.Role{})
 	case "bare":
 		return bare(ctx, conn)

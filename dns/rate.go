@@ -1,0 +1,41 @@
+package dns
+
+import (
+	"hash/maphash"
+	"net/netip"
+	"sync/atomic"
+	"time"
+)
+
+// rates bounds how many queries one source may ask in a second, so that one machine
+// cannot take the resolver from the others. Sources share a fixed number of counters
+// by hash: nothing grows, and no lock is needed. Two sources on one counter share
+// the limit; the hash is seeded, so nobody can choose whose.
+type rates struct {
+	limit uint32
+	seed  maphash.Seed
+	slots [1 << 14]atomic.Uint64 // second, and queries in it
+}
+
+func newRates(limit int) *rates {
+	return &rates{limit: uint32(limit), seed: maphash.MakeSeed()}
+}
+
+// allow counts one query of source and reports whether it may be answered.
+func (r *rates) allow(source netip.Addr, now time.Time) bool {
+	b := source.As16()
+	slot := &r.slots[maphash.Bytes(r.seed, b[:])%uint64(len(r.slots))]
+	second := uint64(now.Unix()) << 32
+	for {
+		old := slot.Load()
+		next := old + 1
+		if old>>32 != second>>32 {
+			next = second | 1
+		} else if uint32(old) >= r.limit {
+			return false
+		}
+		if slot.CompareAndSwap(old, next) {
+			return true
+		}
+	}
+}
