@@ -47,9 +47,9 @@ const (
 	badVersion     Rcode = 16
 )
 
-// Answer is what was decided about a query. At most one of Addrs, Ports, Text, Target,
-// SOA and Minimal is set; with none of them and no Forward there is nothing to say
-// but Rcode.
+// Answer is what was decided about a query. At most one of Addrs, Ports, Texts,
+// Text, Target, SOA and Minimal is set; with none of them and no Forward there is
+// nothing to say but Rcode.
 type Answer struct {
 	Rcode   Rcode
 	Forward bool // none of our names: ask the upstream resolvers
@@ -57,6 +57,7 @@ type Answer struct {
 	TTL     uint32       // seconds, of what follows
 	Addrs   []netip.Addr // AAAA, in this order
 	Ports   []Service    // SRV, in this order
+	Texts   []string     // TXT: several records, each as Text
 	Text    string       // TXT: one record, strings of at most 255 bytes joined with nothing
 	Target  string       // PTR
 	SOA     bool         // the zone's own
@@ -122,15 +123,16 @@ func (z *Zone) answer(f Facts, q Query, labels []string, rnd *rand.Rand) (Answer
 type kind uint8
 
 const (
-	nothing   kind = iota // no such name
-	empty                 // a name in between, or one that has nothing now
-	apex                  // a zone's own name
-	addresses             // AAAA, of the selection
-	services              // SRV, of the selection
-	address               // AAAA, one
-	text                  // TXT
-	pointer               // PTR
-	forwarded             // not ours
+	nothing    kind = iota // no such name
+	empty                  // a name in between, or one that has nothing now
+	apex                   // a zone's own name
+	addresses              // AAAA, of the selection
+	services               // SRV, of the selection
+	address                // AAAA, one
+	text                   // TXT
+	pointer                // PTR
+	ownRecords             // what an org's own records say
+	forwarded              // not ours
 )
 
 // thing is what stands at a name. Only what kind says is set.
@@ -141,6 +143,7 @@ type thing struct {
 	addr      netip.Addr
 	text      func() string
 	target    string
+	own       *own
 }
 
 // view is what one query sees.
@@ -180,15 +183,28 @@ func (v view) answer(t thing, qtype uint16, zone string) Answer {
 		a.Text = t.text()
 	case t.kind == pointer && qtype == TypePTR:
 		a.Target = t.target
+	case t.kind == ownRecords:
+		a.TTL = max(t.own.ttl, negativeTTL)
+		switch qtype {
+		case TypeAAAA:
+			a.Addrs = t.own.addrs
+		case TypeTXT:
+			a.Texts = t.own.texts
+		case TypeSRV:
+			a.Ports = t.own.ports
+		}
 	}
-	if len(a.Addrs) == 0 && len(a.Ports) == 0 && a.Text == "" && a.Target == "" {
+	if len(a.Addrs) == 0 && len(a.Ports) == 0 && len(a.Texts) == 0 && a.Text == "" && a.Target == "" {
 		a.TTL = negativeTTL
 	}
 	return a
 }
 
 // internal finds what stands at a name under internal.; labels are those before it.
-func (v view) internal(labels []string) thing {
+func (v view) internal(labels []string) thing { return v.under(labels, 0) }
+
+// under is internal, after a number of aliases.
+func (v view) under(labels []string, aliases int) thing {
 	if len(labels) == 0 {
 		return thing{kind: apex}
 	}
@@ -201,6 +217,9 @@ func (v view) internal(labels []string) thing {
 	}
 	if a := v.apps[first]; a != nil {
 		return v.underApp(a, rest)
+	}
+	if t, ok := v.owned(labels, aliases); ok {
+		return t
 	}
 	if foreign(labels) {
 		return thing{kind: forwarded}

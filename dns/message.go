@@ -134,14 +134,20 @@ func (r *request) answerMessage(a Answer, recursion bool) *dns.Msg {
 		}
 	case len(a.Ports) > 0:
 		m.Answer = make([]dns.RR, len(a.Ports))
-		extra := make([]dns.RR, len(a.Ports), len(a.Ports)+1)
+		extra := make([]dns.RR, 0, len(a.Ports)+1)
 		for i, p := range a.Ports {
-			m.Answer[i] = &dns.SRV{Hdr: header(dns.TypeSRV), Priority: p.Priority, Weight: serviceWeight, Port: p.Port, Target: p.Target}
+			m.Answer[i] = &dns.SRV{Hdr: header(dns.TypeSRV), Priority: p.Priority, Weight: p.Weight, Port: p.Port, Target: p.Target}
 			h := header(dns.TypeAAAA)
 			h.Name = p.Target
-			extra[i] = &dns.AAAA{Hdr: h, AAAA: p.Addr.AsSlice()}
+			if p.Addr.IsValid() {
+				extra = append(extra, &dns.AAAA{Hdr: h, AAAA: p.Addr.AsSlice()})
+			}
 		}
 		m.Extra = append(extra, m.Extra...)
+	case len(a.Texts) > 0:
+		for _, text := range a.Texts {
+			m.Answer = append(m.Answer, &dns.TXT{Hdr: header(dns.TypeTXT), Txt: textStrings(text)})
+		}
 	case a.Text != "":
 		m.Answer = []dns.RR{&dns.TXT{Hdr: header(dns.TypeTXT), Txt: textStrings(a.Text)}}
 	case a.Target != "":

@@ -5,12 +5,13 @@ import (
 	"strconv"
 )
 
-// Service is one SRV record (RFC 2782). Weight is the same for all.
+// Service is one SRV record (RFC 2782).
 type Service struct {
-	Priority uint16 // 0 for the nearest machines, 1 for the next ones, ...
+	Priority uint16 // of an app: 0 for the nearest machines, 1 for the next ones, ...
+	Weight   uint16
 	Port     uint16
-	Target   string // <machine>.vm.<app>.internal.
-	Addr     netip.Addr
+	Target   string     // of an app: <machine>.vm.<app>.internal.
+	Addr     netip.Addr // of the target, to send along; invalid: not known
 }
 
 // serviceWeight spreads the clients evenly over targets of one priority.
@@ -59,7 +60,7 @@ func (v view) services(s selection, port uint16) []Service {
 			first = c
 			priority++
 		}
-		out = append(out, Service{Priority: priority, Port: port, Target: c.id + ".vm." + c.app + "." + zoneName, Addr: c.addr})
+		out = append(out, Service{Priority: priority, Weight: serviceWeight, Port: port, Target: c.id + ".vm." + c.app + "." + zoneName, Addr: c.addr})
 	}
 	return out
 }

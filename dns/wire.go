@@ -137,17 +137,14 @@ func pack(a Answer, name []byte) (p packed, ok bool) {
 		}
 		p.answers = uint16(len(a.Addrs))
 	case len(a.Ports) > 0:
-		p.answers, p.more = uint16(len(a.Ports)), uint16(len(a.Ports))
-		w.services(a.Ports, a.TTL)
+		p.answers, p.more = uint16(len(a.Ports)), w.services(a.Ports, a.TTL)
+	case len(a.Texts) > 0:
+		for _, text := range a.Texts {
+			w.text(text, a.TTL)
+		}
+		p.answers = uint16(len(a.Texts))
 	case a.Text != "":
-		var data []byte
-		for _, s := range textStrings(a.Text) {
-			data = append(append(data, byte(len(s))), s...)
-		}
-		if len(data) > 0xffff {
-			return p, false
-		}
-		w.record(TypeTXT, a.TTL, data)
+		w.text(a.Text, a.TTL)
 		p.answers = 1
 	case a.Target != "":
 		target, ok := wireName(a.Target)
@@ -188,9 +185,9 @@ func (w *recordWriter) recordAt(owner, rtype uint16, ttl uint32, data []byte) {
 	w.out = append(w.out, data...)
 }
 
-// services appends SRV records, and the addresses of their targets: those point at
+// services appends SRV records, and those addresses of their targets that are known: they point at
 // the names in the SRV records, which must not be compressed themselves (RFC 2782).
-func (w *recordWriter) services(ports []Service, ttl uint32) {
+func (w *recordWriter) services(ports []Service, ttl uint32) (addresses uint16) {
 	start := headerSize + len(w.name) + 4
 	at := make([]int, len(ports))
 	for i, s := range ports {
@@ -198,15 +195,30 @@ func (w *recordWriter) services(ports []Service, ttl uint32) {
 		w.bad = w.bad || !ok
 		be := binary.BigEndian
 		data := be.AppendUint16(nil, s.Priority)
-		data = be.AppendUint16(data, serviceWeight)
+		data = be.AppendUint16(data, s.Weight)
 		data = be.AppendUint16(data, s.Port)
 		w.record(TypeSRV, ttl, append(data, target...))
 		at[i] = start + len(w.out) - len(target)
 	}
 	for i, s := range ports {
+		if !s.Addr.IsValid() {
+			continue
+		}
+		addresses++
 		w.bad = w.bad || at[i] > 0x3fff // out of a pointer's reach; too long for UDP anyway
 		b := s.Addr.As16()
 		w.recordAt(0xc000|uint16(at[i]), TypeAAAA, ttl, b[:])
+	}
+	return addresses
+}
+
+func (w *recordWriter) text(text string, ttl uint32) {
+	var data []byte
+	for _, s := range textStrings(text) {
+		data = append(append(data, byte(len(s))), s...)
+	}
+	if w.bad = w.bad || len(data) > 0xffff; !w.bad {
+		w.record(TypeTXT, ttl, data)
 	}
 }
 

@@ -62,6 +62,7 @@ type Org struct {
 	Apps     []App
 	Machines []Machine
 	Clients  []Client
+	Own      []OwnRecord
 }
 
 // App is an app's settings. A machine's app need not be listed: it exists through
@@ -113,6 +114,7 @@ type org struct {
 	clients  map[string]netip.Addr
 	hosts    map[string]netip.Addr // their addresses in this network
 	names    []reverse             // sorted by address, one each
+	own      map[string]*own       // by name under internal.
 }
 
 type app struct {
@@ -243,6 +245,7 @@ func newOrg(d Org, hosts map[string]*host, self string) *org {
 	o.sort()
 	o.addHosts(hosts, claim)
 	o.sortNames()
+	o.addRecords(d.Own)
 	return o
 }
 
