@@ -93,6 +93,11 @@ type basis struct {
 
 // answer is Answer for who has the labels already; q.Name is not looked at.
 func (z *Zone) answer(f Facts, q Query, labels []string, rnd *rand.Rand) (Answer, basis) {
+	return z.answerSeen(f, q, labels, rnd, nil)
+}
+
+// answerSeen tells seen, unless it is nil, what machines were chosen out of which.
+func (z *Zone) answerSeen(f Facts, q Query, labels []string, rnd *rand.Rand, seen func(view, selection, []candidate)) (Answer, basis) {
 	o := z.orgOf(q.Source)
 	if o == nil || q.Role.Network.IsValid() && o.prefix != q.Role.Network {
 		return Answer{Rcode: Refused}, basis{}
@@ -115,7 +120,7 @@ func (z *Zone) answer(f Facts, q Query, labels []string, rnd *rand.Rand) (Answer
 	}
 	b := basis{org: o, app: found.selection.app}
 	b.own = b.app != nil && v.asker != nil && v.asker.app == b.app.name
-	v.drawn = &b.drawn
+	v.drawn, v.seen = &b.drawn, seen
 	return v.answer(found, q.Type, zone), b
 }
 
@@ -153,7 +158,8 @@ type view struct {
 	asker   *machine // nil if the source is no machine
 	regions map[string]bool
 	rnd     *rand.Rand
-	drawn   *bool // set when chance decides
+	drawn   *bool                              // set when chance decides
+	seen    func(view, selection, []candidate) // told what was chosen; may be nil
 }
 
 func (v view) answer(t thing, qtype uint16, zone string) Answer {

@@ -98,17 +98,21 @@ func candidates(f Facts, ms []*machine) []candidate {
 		if !m.up || m.host.cordoned {
 			continue
 		}
-		c := candidate{machine: m}
-		if !m.host.self {
-			fact := f[m.host.name]
-			c.distance, c.suspect, c.dead = min(fact.RTT, unknownDistance), fact.Suspect, fact.Dead
-			if c.distance <= 0 {
-				c.distance = m.host.estimate
-			}
-		}
-		cs = append(cs, c)
+		cs = append(cs, candidateOf(f, m))
 	}
 	return cs
+}
+
+func candidateOf(f Facts, m *machine) candidate {
+	c := candidate{machine: m}
+	if !m.host.self {
+		fact := f[m.host.name]
+		c.distance, c.suspect, c.dead = min(fact.RTT, unknownDistance), fact.Suspect, fact.Dead
+		if c.distance <= 0 {
+			c.distance = m.host.estimate
+		}
+	}
+	return c
 }
 
 // leaveOut removes what is dead and, unless withSuspects, what is suspect. If

@@ -171,5 +171,8 @@ func (v view) choose(s selection) []candidate {
 	case s.whole && s.app.mode == modeNear:
 		cs = nearSet(cs)
 	}
+	if v.seen != nil {
+		v.seen(v, s, cs)
+	}
 	return cs
 }

@@ -140,6 +140,7 @@ type machine struct {
 	host           *host
 	addr           netip.Addr
 	up             bool // started and healthy
+	started        bool
 }
 
 type host struct {
@@ -271,7 +272,7 @@ func (o *org) addMachine(d Machine, hosts map[string]*host, claim func(netip.Add
 	if h == nil { // between two views: it can be used, but nothing is known of where it is
 		h = &host{name: lower(d.Host), region: "unknown", estimate: unknownDistance}
 	}
-	m := &machine{id: id, app: name, group: lower(d.Group), host: h, addr: d.Addr, up: d.Started && d.Healthy}
+	m := &machine{id: id, app: name, group: lower(d.Group), host: h, addr: d.Addr, up: d.Started && d.Healthy, started: d.Started}
 	if len(d.Meta) > 0 {
 		m.meta = make(map[string]string, len(d.Meta))
 		for k, v := range d.Meta {
