@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -38,7 +39,9 @@ func (s *Server) packetLoop(ctx context.Context, conn net.PacketConn, role Role,
 			}
 		}
 		l.hot.flush()
+		ready := l.ready
 		l.write()
+		s.ownTime.add(time.Since(now), uint64(ready))
 	}
 }
 
@@ -51,6 +54,7 @@ type packetLoop struct {
 	role    Role
 	waiting *sync.WaitGroup
 	hot     *hot
+	seen    uint // messages, to look at some of them
 
 	in, out []ipv6.Message
 	ready   int      // of out: how many are to be sent
@@ -86,20 +90,32 @@ func (l *packetLoop) read() (n int, err error) {
 // take answers one message: into l.out if it can be at once.
 func (l *packetLoop) take(m ipv6.Message, source netip.Addr) {
 	packet := m.Buffers[0][:m.N]
+	if l.seen++; l.seen%topSample == 0 {
+		if q, ok := parsePlain(packet); ok {
+			l.s.top.add(presentation(q.labels()))
+		}
+	}
 	if out := l.hot.answer(l.answers[l.ready], packet, source, l.role); out != nil {
 		l.put(out, m.Addr)
+		l.s.tell(packet, out, Asked{Source: source})
 		return
 	}
+	start := time.Now()
 	out, wait := l.s.handle(packet, source, l.role, false)
 	if out != nil {
 		l.put(out, m.Addr)
+		l.s.tell(packet, out, Asked{Source: source, Took: time.Since(start)})
 	}
 	if wait != nil {
-		to := m.Addr
+		to, packet := m.Addr, slices.Clone(packet)
 		l.waiting.Add(1)
 		go func() {
 			defer l.waiting.Done()
-			l.s.guarded(func() { l.send(wait(l.ctx), to) })
+			l.s.guarded(func() {
+				out := wait(l.ctx)
+				l.send(out, to)
+				l.s.tell(packet, out, Asked{Source: source, Forwarded: true, Took: time.Since(start)})
+			})
 		}()
 	}
 }

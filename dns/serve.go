@@ -146,11 +146,13 @@ func (s *Server) serveConn(ctx context.Context, conn net.Conn, source netip.Addr
 		s.tcp.Add(1)
 		var out []byte
 		var wait func(context.Context) []byte
+		start := time.Now()
 		s.guarded(func() { out, wait = s.handle(packet, source, role, true) })
 		if wait == nil {
 			if !answer(out) {
 				return
 			}
+			s.tell(packet, out, Asked{Source: source, Stream: true, Took: time.Since(start)})
 			continue
 		}
 		slots <- struct{}{} // those before it end in bounded time
@@ -163,6 +165,7 @@ func (s *Server) serveConn(ctx context.Context, conn net.Conn, source netip.Addr
 			if !answer(out) {
 				cancel()
 			}
+			s.tell(packet, out, Asked{Source: source, Stream: true, Forwarded: true, Took: time.Since(start)})
 		}()
 	}
 	waiting.Wait() // what was asked before the last word is answered

@@ -27,6 +27,9 @@ type Config struct {
 	Forward *Forwarder
 	// Log gets what goes wrong with sockets, never queries. nil: nothing is logged.
 	Log *slog.Logger
+	// QueryLog is told every query that was answered, from many goroutines; it must
+	// not block. nil: queries are not logged.
+	QueryLog func(Asked)
 
 	// Caps on what others can make this server hold. 0: the default.
 	Conns           int // TCP connections in all: 1024
@@ -51,6 +54,8 @@ type Stats struct {
 	Limited   uint64            // queries dropped because their source asked too many
 	Panics    uint64            // queries whose handling panicked: a defect
 	Unwritten uint64            // answers that could not be sent
+	Own       Latency           // of answers from memory, over UDP
+	Passed    Latency           // of forwarded answers
 }
 
 // Server answers on sockets that are handed to it.
@@ -62,6 +67,9 @@ type Server struct {
 	forwards quota
 	rates    *rates
 	cookies  *cookies
+	top      topNames
+
+	ownTime, passedTime latency
 
 	udp, tcp, forwarded, dropped, overLimit, limited, panics, unwritten atomic.Uint64
 	rcodes                                                              [len(rcodeNames)]atomic.Uint64
@@ -102,7 +110,7 @@ func (s *Server) Stats() Stats {
 	st := Stats{
 		UDP: s.udp.Load(), TCP: s.tcp.Load(), Forwarded: s.forwarded.Load(), Dropped: s.dropped.Load(),
 		OverLimit: s.overLimit.Load(), Limited: s.limited.Load(), Panics: s.panics.Load(), Unwritten: s.unwritten.Load(),
-		Rcodes: map[string]uint64{},
+		Rcodes: map[string]uint64{}, Own: s.ownTime.read(), Passed: s.passedTime.read(),
 	}
 	for i := range s.rcodes {
 		if n := s.rcodes[i].Load(); n > 0 && rcodeNames[i] != "" {
@@ -140,8 +148,10 @@ func (s *Server) handle(packet []byte, source netip.Addr, role Role, stream bool
 		s.overLimit.Add(1)
 		return s.finish(&r, r.reply(ServerFailure, true)), nil
 	}
+	start := time.Now()
 	return nil, func(ctx context.Context) []byte {
 		defer s.forwards.give(source)
+		defer func() { s.passedTime.add(time.Since(start), 1) }()
 		s.forwarded.Add(1)
 		return s.finish(&r, s.cfg.Forward.forward(ctx, &r))
 	}

@@ -1,0 +1,94 @@
+package dns
+
+import (
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/miekg/dns"
+)
+
+func TestQueryLog(t *testing.T) {
+	u := startUpstream(t, says(t, "example. 60 IN A 192.0.2.1"))
+	s := forwarding(t, ForwarderConfig{}, u.at)
+	var mu sync.Mutex // guards log
+	var log []Asked
+	s.cfg.QueryLog = func(a Asked) {
+		mu.Lock()
+		defer mu.Unlock()
+		log = append(log, a)
+	}
+	at, _ := serve(t, s, w1)
+	for _, net := range []string{"udp", "tcp"} {
+		for _, name := range []string{"Web.internal.", "nosuch.internal.", "example."} {
+			c := &dns.Client{Net: net, Timeout: deadline}
+			if _, _, err := c.Exchange(new(dns.Msg).SetQuestion(name, TypeAAAA), at.String()); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	waitFor(t, "six entries", func() bool { mu.Lock(); defer mu.Unlock(); return len(log) == 6 })
+	var want []Asked
+	for _, stream := range []bool{false, true} {
+		want = append(want,
+			Asked{Name: "web.internal.", Type: TypeAAAA, Stream: stream},
+			Asked{Name: "nosuch.internal.", Type: TypeAAAA, Rcode: NameError, Stream: stream},
+			Asked{Name: "example.", Type: TypeAAAA, Stream: stream, Forwarded: true})
+	}
+	if diff := cmp.Diff(want, log, cmpopts.IgnoreFields(Asked{}, "Source", "Took")); diff != "" {
+		t.Errorf("log (-want +got):\n%s", diff)
+	}
+	if slices.ContainsFunc(log, func(a Asked) bool { return !a.Source.IsValid() }) {
+		t.Errorf("an entry without a source: %v", log)
+	}
+	st := s.Stats()
+	count := func(l Latency) (n uint64) {
+		for _, b := range l.Buckets {
+			n += b
+		}
+		return n
+	}
+	if count(st.Own) != 2 || count(st.Passed) != 2 || st.Own.Sum <= 0 {
+		t.Errorf("latencies: %+v, %+v", st.Own, st.Passed)
+	}
+}
+
+func TestTopNames(t *testing.T) {
+	var s Server
+	for i := range 100_000 {
+		if i%10 == 0 {
+			s.top.add("often.internal.")
+		} else if i%10 == 1 {
+			s.top.add(fmt.Sprintf("sometimes%d.internal.", i%3))
+		} else {
+			s.top.add(fmt.Sprintf("once%d.internal.", i))
+		}
+	}
+	top := s.TopNames(4)
+	if len(top) != 4 || top[0].Name != "often.internal." || top[0].Count < 10_000*topSample {
+		t.Errorf("top %v", top)
+	}
+	for _, n := range top[1:] {
+		if len(n.Name) < 9 || n.Name[:9] != "sometimes" {
+			t.Errorf("top %v", top)
+		}
+	}
+	if len(s.top.counts) > topKept {
+		t.Errorf("%d names are kept", len(s.top.counts))
+	}
+}
+
+func TestLatency(t *testing.T) {
+	var l latency
+	for _, d := range []time.Duration{0, 10 * time.Microsecond, 11 * time.Microsecond, 3 * time.Second, time.Minute} {
+		l.add(d, 2)
+	}
+	got := l.read()
+	if got.Buckets[0] != 4 || got.Buckets[1] != 2 || got.Buckets[len(LatencyBounds)-1] != 2 || got.Buckets[len(LatencyBounds)] != 2 {
+		t.Errorf("%v", got)
+	}
+}
