@@ -230,6 +230,9 @@ type Token struct {
 	Uses    int       `json:"uses"`             // left
 	Expires time.Time `json:"expires"`
 	Created time.Time `json:"created"`
+	// ClientTTL is how long the clients last that join with it, as a duration; "": for
+	// ever.
+	ClientTTL string `json:"client_ttl,omitempty"`
 }
 
 // Operator roles.

@@ -11,10 +11,16 @@ import (
 // Table is an immutable map in key order. Set and Delete return a new Table that
 // shares what did not change: their cost is the key's length, not the table's
 // size. The zero Table is empty.
-type Table[T any] struct{ tree *iradix.Tree[T] }
+type Table[T any] struct {
+	tree *iradix.Tree[T]
+	txn  *iradix.Txn[T] // while many changes are made, see withMany
+}
 
 // Get returns the value at key.
 func (t Table[T]) Get(key string) (value T, ok bool) {
+	if t.txn != nil {
+		return t.txn.Get([]byte(key))
+	}
 	if t.tree == nil {
 		return value, false
 	}
@@ -34,21 +40,29 @@ func (t Table[T]) Len() int {
 
 // Set returns a Table with value at key.
 func (t Table[T]) Set(key string, value T) Table[T] {
+	if t.txn != nil {
+		t.txn.Insert([]byte(key), value)
+		return t
+	}
 	tree := t.tree
 	if tree == nil {
 		tree = iradix.New[T]()
 	}
 	tree, _, _ = tree.Insert([]byte(key), value)
-	return Table[T]{tree}
+	return Table[T]{tree: tree}
 }
 
 // Delete returns a Table without key.
 func (t Table[T]) Delete(key string) Table[T] {
+	if t.txn != nil {
+		t.txn.Delete([]byte(key))
+		return t
+	}
 	if t.tree == nil {
 		return t
 	}
 	tree, _, _ := t.tree.Delete([]byte(key))
-	return Table[T]{tree}
+	return Table[T]{tree: tree}
 }
 
 // All iterates in key order.
@@ -111,11 +125,21 @@ type Change struct {
 type Step struct {
 	Before, After State
 	Keys          []string // of all objects that were set or removed, as in Change
+	// Merged says that it may be of several revisions, of which those between the
+	// two are not known.
+	Merged bool
 }
 
 // With returns the state after changes. A change of an unknown kind is ignored:
 // a newer controller may store what this one does not know.
 func (s State) With(changes ...Change) State {
+	if len(changes) >= many {
+		return s.withMany(changes)
+	}
+	return s.with(changes)
+}
+
+func (s State) with(changes []Change) State {
 	for _, c := range changes {
 		kind, key, _ := strings.Cut(c.Key, "/")
 		switch kind {

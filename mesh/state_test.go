@@ -99,6 +99,9 @@ func drawMachine(t *rapid.T, org, host, secret string) (string, Machine) {
 		Endpoint: testPlan().Endpoint(network(org), position(home), uint16(i+1)),
 		Stable:   true, State: rapid.SampledFrom([]string{StateStarted, StateStopped}).Draw(t, "state"), Created: epoch,
 	}
+	if rapid.IntRange(0, 4).Draw(t, "moves") == 0 {
+		m.Next = rapid.SampledFrom(hostNames).Draw(t, "next host")
+	}
 	return "machines/" + org + "/" + m.ID, m
 }
 
@@ -167,6 +170,7 @@ func answers(s State) map[string]any {
 	}
 	for _, o := range orgNames {
 		out["hosts of "+o] = s.HostsOf(o)
+		out["counts of "+o] = [2]int{s.Count("machines", o), s.Count("clients", o)}
 	}
 	return out
 }
@@ -181,7 +185,7 @@ func recomputed(s State) map[string]any {
 			return false
 		}
 		for _, m := range s.Machines.All() {
-			if m.Org == org && m.Host == host {
+			if m.Org == org && (m.Host == host || m.Next == host) {
 				return true
 			}
 		}
@@ -227,6 +231,18 @@ func recomputed(s State) map[string]any {
 			}
 		}
 		out["hosts of "+org] = hosts
+		n := [2]int{}
+		for _, m := range s.Machines.All() {
+			if m.Org == org {
+				n[0]++
+			}
+		}
+		for _, c := range s.Clients.All() {
+			if c.Org == org {
+				n[1]++
+			}
+		}
+		out["counts of "+org] = n
 	}
 	return out
 }

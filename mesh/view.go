@@ -93,7 +93,7 @@ func (v View) Validate() error {
 // Deployment is what a view holds beside the State: where the controllers are
 // and whom to trust.
 type Deployment struct {
-	Controllers []string // base URLs
+	Controllers []string // base URLs of the controller that serves the view; a view has all controllers'
 	Roots       []string // PEM
 }
 
@@ -103,7 +103,7 @@ type Deployment struct {
 // and the other hosts that carry one of them. A client sees its org and the
 // hosts that may be its gateway.
 func (s State) View(node Node, d Deployment) (v View, ok bool) {
-	v = View{Revision: s.Revision, Plan: s.Mesh.Plan, Self: node, Controllers: d.Controllers, Roots: d.Roots}
+	v = View{Revision: s.Revision, Plan: s.Mesh.Plan, Self: node, Controllers: s.controllers(d), Roots: d.Roots}
 	for _, r := range s.Regions.All() {
 		v.Regions = append(v.Regions, r)
 	}
@@ -125,13 +125,25 @@ func (s State) View(node Node, d Deployment) (v View, ok bool) {
 		v.Client = &c
 		v.Orgs = []Org{org}
 		for _, h := range s.Hosts.All() {
-			if h.Name == c.Gateway || h.MayCarry(c.Org) && len(h.Endpoints) > 0 && !h.NAT {
+			if h.seenByClient(c) {
 				v.Hosts = append(v.Hosts, s.viewOf(h, []string{c.Org}))
 			}
 		}
 		return v, true
 	}
 	return View{}, false
+}
+
+// HasView reports whether View has something for node.
+func (s State) HasView(node Node) bool {
+	switch node.Kind {
+	case KindHost:
+		return s.Hosts.Has(node.Name)
+	case KindClient:
+		_, ok := s.clientNode(node)
+		return ok
+	}
+	return false
 }
 
 func (s State) viewHost(v *View, self Host) {
@@ -167,12 +179,37 @@ func (s State) viewOrg(v *View, self Host, name string) {
 		v.Machines = append(v.Machines, m)
 	}
 	for _, c := range s.Clients.Prefix(name + "/") {
-		vc := ViewClient{Org: c.Org, Name: c.Name, Endpoint: c.Endpoint, Home: c.Home, Gateway: c.Gateway}
-		if c.Gateway == self.Name {
-			vc.Key = &c.Key
-		}
-		v.Clients = append(v.Clients, vc)
+		v.Clients = append(v.Clients, c.seenBy(self.Name))
 	}
+}
+
+// seenBy is a client as a host sees it. Only the gateway gets the key.
+func (c Client) seenBy(host string) ViewClient {
+	v := ViewClient{Org: c.Org, Name: c.Name, Endpoint: c.Endpoint, Home: c.Home, Gateway: c.Gateway}
+	if host != "" && c.Gateway == host {
+		v.Key = &c.Key
+	}
+	return v
+}
+
+// offersGateway reports whether clients can reach the host without having heard of
+// it otherwise.
+func (h Host) offersGateway() bool { return len(h.Endpoints) > 0 && !h.NAT }
+
+// seenByClient reports whether the host is in a client's view: it is its gateway,
+// or may be.
+func (h Host) seenByClient(c Client) bool {
+	return h.Name == c.Gateway || h.MayCarry(c.Org) && h.offersGateway()
+}
+
+// controllers are the URLs of all controllers, in order.
+func (s State) controllers(d Deployment) []string {
+	out := slices.Clone(d.Controllers)
+	for _, c := range s.Controllers.All() {
+		out = append(out, c.URLs...)
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
 }
 
 func (s State) viewOf(h Host, orgs []string) ViewHost {

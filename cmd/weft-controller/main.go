@@ -1,5 +1,6 @@
-// Command weft-controller serves a mesh: etcd inside the process, the store on it,
-// and the HTTP API on that, started in this order and stopped in reverse. It only
+// Command weft-controller serves a mesh: etcd, inside the process or a cluster, the
+// store on it, and the HTTP API on that, started in this order and stopped in
+// reverse. It only
 // turns flags into configurations; what is done with them is mesh/etcd's,
 // mesh/store's and mesh/controller's.
 package main
@@ -24,7 +25,6 @@ import (
 	"github.com/weftmesh/weft/ipam"
 	"github.com/weftmesh/weft/mesh"
 	"github.com/weftmesh/weft/mesh/controller"
-	"github.com/weftmesh/weft/mesh/etcd"
 	"github.com/weftmesh/weft/mesh/store"
 )
 
@@ -32,17 +32,16 @@ func main() { os.Exit(cli.Run(root())) }
 
 func root() *cobra.Command {
 	cmd := &cobra.Command{Use: "weft-controller", Short: "Serves a weft mesh"}
-	cmd.AddCommand(runCommand())
+	cmd.AddCommand(runCommand(), migrateCommand(), restoreCommand())
 	return cmd
 }
 
 // settings are the flags of `run`.
 type settings struct {
 	controller.Config
-	prefix     string
-	etcdRoot   string
-	etcdListen string
-	log        *cli.Log
+	prefix string
+	etcd   etcdFlags
+	log    *cli.Log
 }
 
 func runCommand() *cobra.Command {
@@ -53,12 +52,17 @@ func runCommand() *cobra.Command {
 makes the mesh, and writes there the credential of its operator (operator.yaml) and
 the key that opens its certificate authority (seal.key): keep a copy of both.
 
+etcd runs inside, unless --etcd names the members of a cluster. Then any number of
+controllers can serve the mesh, each with a data directory of its own; one that
+comes later needs the seal.key of the first.
+
 Every flag is also a variable, --data-dir being WEFT_DATA_DIR, and a key in the file
 that --config names, data-dir.`,
 		Example: `  weft-controller run --advertise https://203.0.113.1:7443
+  weft-controller run --advertise https://203.0.113.1:7443 --etcd https://198.51.100.1:2379,https://198.51.100.2:2379,https://198.51.100.3:2379 --etcd-ca ca.crt --etcd-cert controller.crt --etcd-key controller.key
   weft-controller run --config /etc/weft/controller.yaml`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := s.complete(); err != nil {
+			if err := errors.Join(s.complete(), s.etcd.check(cmd.Flags())); err != nil {
 				return err
 			}
 			s.Ready = firstSteps(cmd, s.DataDir)
@@ -73,8 +77,9 @@ that --config names, data-dir.`,
 	f.StringVar(&s.prefix, "prefix", "", "the `PREFIX` of a new mesh, in fd00::/8, /16 to /48 (default: a /48 is drawn)")
 	f.DurationVar(&s.CertLifetime, "cert-lifetime", 24*time.Hour, "how `LONG` a node's certificate is valid; it is renewed at two thirds")
 	f.StringVar(&s.SealKeyFile, "seal-key-file", "", "the `FILE` with the key that opens the certificate authority (default: seal.key in the data directory)")
-	f.StringVar(&s.etcdRoot, "etcd-root", "/weft/", "the `PREFIX` of all keys in etcd")
-	f.StringVar(&s.etcdListen, "etcd-listen", "", "let etcdctl in on this socket: `unix:PATH` (default: nobody)")
+	f.StringVar(&s.Name, "name", "", "of this controller among those of its mesh: `NAME` (default: made of the first advertised address)")
+	s.etcd.addCluster(f)
+	s.etcd.addInside(f)
 	f.StringVar(&s.MetricsListen, "metrics", "127.0.0.1:9550", "serve /metrics, /healthz and /readyz on this `ADDRESS`; empty: do not")
 	s.log = cli.AddLog(f)
 	return cmd
@@ -138,11 +143,11 @@ func free(flag, addr string) error {
 	return l.Close()
 }
 
-// run starts etcd, the store and the controller, and stops them in reverse.
+// run opens etcd, the store and the controller, and stops them in reverse.
 func run(ctx context.Context, s settings) error {
-	server, err := etcd.Start(ctx, etcd.Config{Dir: filepath.Join(s.DataDir, "etcd"), Listen: s.etcdListen, Log: s.Log})
+	under, err := s.etcd.open(ctx, s.DataDir, s.Log)
 	if err != nil {
-		return dataDirHint(err)
+		return wanted(ctx, err)
 	}
 	ctx, stop := context.WithCancelCause(ctx)
 	// Without etcd there is nothing to serve: whoever restarts us gets both anew.
@@ -150,30 +155,35 @@ func run(ctx context.Context, s settings) error {
 	go func() {
 		defer close(watching)
 		select {
-		case <-server.Done():
+		case <-under.done:
 			stop(errors.New("etcd ended by itself"))
 		case <-ctx.Done():
 		}
 	}()
-	err = serve(ctx, s, server)
+	s.Etcd = under.how
+	err = serve(ctx, s, under.store)
 	stop(nil)
 	<-watching
-	return errors.Join(err, server.Close())
+	return errors.Join(err, under.close())
 }
 
-func serve(ctx context.Context, s settings, server *etcd.Server) error {
+// wanted is err, or nil if it only says that the operator ended the program.
+func wanted(ctx context.Context, err error) error {
+	if errors.Is(ctx.Err(), context.Canceled) && errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+func serve(ctx context.Context, s settings, on store.Config) error {
 	var err error
-	s.Store, err = store.New(store.Config{Client: server.Client(), Root: s.etcdRoot, Log: s.Log})
-	if err != nil {
+	if s.Store, err = store.New(on); err != nil {
 		return err
 	}
 	s.Version = cli.VersionText()
-	return controller.Run(ctx, s.Config)
-}
-
-func dataDirHint(err error) error {
-	if errors.Is(err, fs.ErrPermission) && mesh.HintOf(err) == "" {
-		return mesh.WithHint(err, "run it as root, or give a --data-dir that it may write to")
+	err = controller.Run(ctx, s.Config)
+	if errors.Is(err, controller.ErrOtherMesh) {
+		return s.etcd.notMigrated(err, s.DataDir)
 	}
 	return err
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/url"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -18,12 +19,18 @@ func ask[T any](cmd *cobra.Command, method, path string, in any) (out T, err err
 	if err != nil {
 		return out, err
 	}
-	client, err := cred.client()
+	client, err := cred.client(func(age time.Duration) {
+		cli.Notef(cmd, "note: this is %s old: the controller cannot reach etcd", age)
+	})
 	if err != nil {
 		return out, err
 	}
 	defer client.Close()
-	return out, advise(cmd, cred, client.Do(cmd.Context(), method, path, in, &out))
+	if err := client.Do(cmd.Context(), method, path, in, &out); err != nil {
+		return out, advise(cmd, cred, err)
+	}
+	learn(cmd, cred, client)
+	return out, nil
 }
 
 // advise adds what to do about a refusal that only the context can explain.

@@ -49,12 +49,14 @@ func createClientCommand() *cobra.Command {
 		Long: `Make a client for the stock WireGuard app or wg-quick. The key is made here and is
 nowhere but in the file, which is never overwritten; without --conf and --qr it goes
 to stdout.`,
-		Example: `  weft client create --org acme laptop1 --conf acme.conf && sudo wg-quick up ./acme.conf
+		Example: `  weft client create --org acme ci-1 --expires 1h > ci.conf
+  weft client create --org acme laptop1 --conf acme.conf && sudo wg-quick up ./acme.conf
   weft client create --org acme phone1 --phone --qr`,
 		RunE: createClient,
 	}
 	f := cmd.Flags()
 	f.String("gateway", "", "the `HOST` that it connects to (default: one that carries the org)")
+	f.String("expires", "", "how `LONG` it lasts, for example 1h or 720h (default: for ever)")
 	f.String("conf", "", "write the configuration to this `FILE`, readable by you alone; - is stdout")
 	f.Bool("qr", false, "draw it for a phone's camera, on stderr")
 	f.Bool("phone", false, "with 2000::/128 among the routes, without which Android asks for no IPv6 addresses")
@@ -70,6 +72,12 @@ func createClient(cmd *cobra.Command, args []string) error {
 	in.Gateway, _ = f.GetString("gateway")
 	if in.Gateway != "" {
 		if err := named("host", in.Gateway); err != nil {
+			return err
+		}
+	}
+	in.TTL, _ = f.GetString("expires")
+	if in.TTL != "" {
+		if err := checkDuration("expires", in.TTL); err != nil {
 			return err
 		}
 	}
@@ -189,13 +197,13 @@ func asPath(file string) string {
 }
 
 func clientTable(clients ...api.ClientInfo) cli.Table {
-	t := cli.Table{Header: []string{"NAME", "ORG", "ADDRESS", "GATEWAY", "HOME", "KIND"}}
+	t := cli.Table{Header: []string{"NAME", "ORG", "ADDRESS", "GATEWAY", "HOME", "KIND", "EXPIRES"}}
 	for _, c := range clients {
 		kind := "stock WireGuard"
 		if c.TLSKey != "" {
 			kind = "weft up"
 		}
-		t.Rows = append(t.Rows, []string{c.Name, c.Org, c.Address.String(), c.Gateway, cmp.Or(c.Home, c.Gateway), kind})
+		t.Rows = append(t.Rows, []string{c.Name, c.Org, c.Address.String(), c.Gateway, cmp.Or(c.Home, c.Gateway), kind, cli.Time(c.Expires)})
 	}
 	return t
 }

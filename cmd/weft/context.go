@@ -35,8 +35,10 @@ single command, also by the path of a credential file.`,
 func contextAdd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "add NAME --file FILE", Short: "Keep a credential file under a name", Args: cli.Args("NAME"),
+		Long: `Keep a credential file under a name. If a controller answers, all of the mesh's are
+noted, and asked in turn when one does not; the list is kept up to date.`,
 		Example: `  weft context add home --file operator.yaml
-  weft context add home --file operator.yaml --controller https://203.0.113.1:7443`,
+  weft context add home --file operator.yaml --controller https://203.0.113.1:7443,https://203.0.113.2:7443`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := errors.Join(named("context", args[0]), cli.Required(cmd, "file")); err != nil {
 				return err
@@ -51,6 +53,12 @@ func contextAdd() *cobra.Command {
 			}
 			if err := checkServers(cred.Controllers); err != nil {
 				return err
+			}
+			if client, err := cred.client(nil); err == nil {
+				if list, ok := askControllers(cmd.Context(), client, cred.Controllers); ok {
+					cred.Controllers = list
+				}
+				client.Close()
 			}
 			return keep(cmd, args[0], cred)
 		},

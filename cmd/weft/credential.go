@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/goccy/go-yaml"
 	"github.com/spf13/cobra"
@@ -186,11 +187,13 @@ func writeSecret(path string, text []byte) (err error) {
 }
 
 // client returns a client that believes only controllers of the credential's mesh.
-func (c credential) client() (*api.Client, error) {
+// onAge, which may be nil, is told of answers that are old.
+func (c credential) client(onAge func(time.Duration)) (*api.Client, error) {
 	return api.New(api.Config{
 		Servers: c.Controllers,
 		TLS:     enroll.ClientTLS(enroll.ClientConfig{Pin: c.Pin}),
 		Bearer:  c.who.Text(),
+		OnAge:   onAge,
 	})
 }
 

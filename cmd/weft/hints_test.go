@@ -20,15 +20,20 @@ import (
 // and every "weft noun verb" is a command.
 func TestHintsCanBeTyped(t *testing.T) {
 	t.Parallel()
-	flags := map[string]bool{"device": true} // of container programs
+	flags := map[string]bool{
+		"device":    true,                                             // of container programs
+		"endpoints": true, "trusted-ca-file": true, "cert-file": true, // of etcdctl and etcd
+	}
 	tree(root(), func(c *cobra.Command) {
 		c.Flags().VisitAll(func(f *pflag.Flag) { flags[f.Name] = true })
 		c.PersistentFlags().VisitAll(func(f *pflag.Flag) { flags[f.Name] = true })
 	})
-	for _, program := range []string{"weft-agent", "weft-controller"} {
-		help, err := exec.Command(filepath.Join(programs(t), program), "run", "--help").Output()
+	for _, command := range [][]string{
+		{"weft-agent", "run"}, {"weft-agent", "clean"}, {"weft-controller", "run"}, {"weft-controller", "restore"}, {"weft-controller", "migrate"},
+	} {
+		help, err := exec.Command(filepath.Join(programs(t), command[0]), command[1], "--help").Output()
 		if err != nil {
-			t.Fatal(err)
+			t.Fatalf("%v: %v", command, err)
 		}
 		for _, f := range flagWord.FindAllStringSubmatch(string(help), -1) {
 			flags[f[1]] = true

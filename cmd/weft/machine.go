@@ -33,7 +33,11 @@ func machineTable(machines ...api.MachineInfo) cli.Table {
 		for _, k := range slices.Sorted(maps.Keys(m.Meta)) {
 			meta = append(meta, k+"="+m.Meta[k])
 		}
-		t.Rows = append(t.Rows, []string{m.ID, m.App, m.Host, m.Region, m.Address.String(), m.State, strings.Join(meta, ",")})
+		at := m.Host
+		if m.Next != "" {
+			at += " -> " + m.Next // it is about to move
+		}
+		t.Rows = append(t.Rows, []string{m.ID, m.App, at, m.Region, m.Address.String(), m.State, strings.Join(meta, ",")})
 	}
 	return t
 }

@@ -105,7 +105,11 @@ func withProblems(t cli.Table, s local.Status) cli.Table {
 
 func controllerLine(s local.Status) string {
 	if s.Connected {
-		return fmt.Sprintf("%s, connected, revision %s", s.Controller, s.Revision)
+		others := ""
+		if n := len(s.Controllers) - 1; n > 0 {
+			others = fmt.Sprintf(", %d more known", n)
+		}
+		return fmt.Sprintf("%s, connected, revision %s%s", s.Controller, s.Revision, others)
 	}
 	from := ""
 	if s.FromCache {

@@ -25,7 +25,8 @@ Whoever has it can join until it is spent or expires; it also names the mesh, so
 that the one who joins knows the right controller by it.`,
 		Example: `  weft token create --kind host --orgs all --region fra > host.token
   weft token create --kind host --orgs acme,globex --region ams --uses 3 --ttl 24h
-  weft token create --kind client --org acme > laptop.token`,
+  weft token create --kind client --org acme > laptop.token
+  weft token create --kind client --org acme --uses 100 --ttl 720h --client-expires 2h > ci.token`,
 		RunE: createToken,
 	}
 	kind := cli.NewChoice("host", "client")
@@ -35,6 +36,7 @@ that the one who joins knows the right controller by it.`,
 	f.String("region", "", "for a host: the `REGION` that it is in (default: the host says)")
 	f.Int("uses", 1, "how `MANY` can join with it")
 	f.String("ttl", "1h", "how `LONG` it is valid, for example 30m or 24h")
+	f.String("client-expires", "", "for a client: how `LONG` what joins with it lasts, for example 1h (default: for ever)")
 	cmd.AddCommand(create, tokens.listCommand(), tokens.showCommand(), tokens.removeCommand())
 	return cmd
 }
@@ -66,11 +68,17 @@ func tokenRequest(cmd *cobra.Command) (in api.CreateToken, err error) {
 	in.Region, _ = f.GetString("region")
 	in.Uses, _ = f.GetInt("uses")
 	in.TTL, _ = f.GetString("ttl")
+	in.ClientTTL, _ = f.GetString("client-expires")
 	if in.Uses < 1 {
 		return in, cli.Usagef("--uses %d: want at least 1", in.Uses)
 	}
-	if _, err := parseTTL(in.TTL); err != nil {
+	if err := checkDuration("ttl", in.TTL); err != nil {
 		return in, err
+	}
+	if in.ClientTTL != "" {
+		if err := checkDuration("client-expires", in.ClientTTL); err != nil {
+			return in, err
+		}
 	}
 	if in.Kind == mesh.KindClient {
 		if len(in.Orgs) > 0 || in.Region != "" {
@@ -78,6 +86,9 @@ func tokenRequest(cmd *cobra.Command) (in api.CreateToken, err error) {
 		}
 		in.Org, err = orgOf(cmd)
 		return in, err
+	}
+	if in.ClientTTL != "" {
+		return in, cli.Usagef("--client-expires is for clients: a host stays until it is removed")
 	}
 	if len(in.Orgs) == 0 {
 		return in, mesh.WithHint(cli.Usagef("token create: --orgs is missing: whose machines may the host carry?"), "--orgs all, or a list such as --orgs acme,globex")
@@ -117,11 +128,10 @@ func tokenTable(tokens ...api.Token) cli.Table {
 	return t
 }
 
-// parseTTL tells a duration that the controller would refuse.
-func parseTTL(s string) (time.Duration, error) {
-	d, err := time.ParseDuration(s)
-	if err != nil || d <= 0 {
-		return 0, cli.Usagef("--ttl %q: want a duration, for example 30m or 24h", s)
+// checkDuration tells a duration that the controller would refuse.
+func checkDuration(flag, s string) error {
+	if d, err := time.ParseDuration(s); err != nil || d <= 0 {
+		return cli.Usagef("--%s %q: want a duration, for example 30m or 24h", flag, s)
 	}
-	return d, nil
+	return nil
 }

@@ -20,10 +20,13 @@ import (
 // The last view on disk. With it a node that restarts works at once, also when no
 // controller does. One file, written beside itself and renamed:
 //
-//	{"version":1,"saved":"2026-…","sha256":"…","view":{…}}
+//	{"version":1,"saved":"2026-…","sha256":"…","resume":"1.7","view":{…}}
 //
 // The sum is that of the bytes of "view". A file that does not hold what it says
-// is refused as a whole: half a view would remove the other half.
+// is refused as a whole: half a view would remove the other half. "resume" is the
+// view's revision if it is all that the controllers said, and no more: changes since
+// then lead on from it. While a removal is held back the view has more, and no
+// "resume".
 const (
 	cacheFile    = "view.json"
 	cacheVersion = 1
@@ -36,47 +39,53 @@ type cached struct {
 	Version int             `json:"version"`
 	Saved   time.Time       `json:"saved"`
 	SHA256  string          `json:"sha256"`
+	Resume  mesh.Revision   `json:"resume,omitzero"`
 	View    json.RawMessage `json:"view"`
 }
 
-// encodeView returns the file for a view.
-func encodeView(v *mesh.View, now time.Time) ([]byte, error) {
+// encodeView returns the file for a view. whole is whether it is all that the
+// controllers said.
+func encodeView(v *mesh.View, whole bool, now time.Time) ([]byte, error) {
 	body, err := json.Marshal(v)
 	if err != nil {
 		return nil, err
 	}
 	sum := sha256.Sum256(body)
-	return json.Marshal(cached{cacheVersion, now.UTC(), hex.EncodeToString(sum[:]), body})
+	c := cached{Version: cacheVersion, Saved: now.UTC(), SHA256: hex.EncodeToString(sum[:]), View: body}
+	if whole {
+		c.Resume = v.Revision
+	}
+	return json.Marshal(c)
 }
 
 // decodeView is the inverse of encodeView. The view is one of node (the zero Node:
 // of anybody), or the error wraps errDamaged.
-func decodeView(b []byte, node mesh.Node) (*mesh.View, time.Time, error) {
+func decodeView(b []byte, node mesh.Node) (v *mesh.View, saved time.Time, whole bool, err error) {
 	var c cached
 	dec := json.NewDecoder(bytes.NewReader(b))
 	if err := dec.Decode(&c); err != nil {
-		return nil, time.Time{}, fmt.Errorf("%w: %w", errDamaged, err)
+		return nil, time.Time{}, false, fmt.Errorf("%w: %w", errDamaged, err)
 	}
 	if _, err := dec.Token(); err != io.EOF {
-		return nil, time.Time{}, fmt.Errorf("%w: something follows the end", errDamaged)
+		return nil, time.Time{}, false, fmt.Errorf("%w: something follows the end", errDamaged)
 	}
 	if c.Version != cacheVersion {
-		return nil, time.Time{}, fmt.Errorf("%w: version %d, this program writes %d", errDamaged, c.Version, cacheVersion)
+		return nil, time.Time{}, false, fmt.Errorf("%w: version %d, this program writes %d", errDamaged, c.Version, cacheVersion)
 	}
 	if sum := sha256.Sum256(c.View); hex.EncodeToString(sum[:]) != c.SHA256 {
-		return nil, time.Time{}, fmt.Errorf("%w: the checksum is another one", errDamaged)
+		return nil, time.Time{}, false, fmt.Errorf("%w: the checksum is another one", errDamaged)
 	}
-	v := &mesh.View{}
+	v = &mesh.View{}
 	if err := json.Unmarshal(c.View, v); err != nil {
-		return nil, time.Time{}, fmt.Errorf("%w: %w", errDamaged, err)
+		return nil, time.Time{}, false, fmt.Errorf("%w: %w", errDamaged, err)
 	}
 	if node == (mesh.Node{}) {
 		node = v.Self
 	}
 	if err := checkView(v, node); err != nil {
-		return nil, time.Time{}, fmt.Errorf("%w: %w", errDamaged, err)
+		return nil, time.Time{}, false, fmt.Errorf("%w: %w", errDamaged, err)
 	}
-	return v, c.Saved, nil
+	return v, c.Saved, c.Resume == v.Revision && c.Resume != (mesh.Revision{}), nil
 }
 
 // checkView reports a view that is not one of node.
@@ -94,37 +103,37 @@ func checkView(v *mesh.View, node mesh.Node) error {
 
 // readCache returns the cached view. No file: nil without an error. A damaged one
 // is put aside, so that it can be looked at and is not met again.
-func readCache(dir string, node mesh.Node) (v *mesh.View, saved time.Time, err error) {
+func readCache(dir string, node mesh.Node) (v *mesh.View, saved time.Time, whole bool, err error) {
 	path := filepath.Join(dir, cacheFile)
 	b, err := os.ReadFile(path)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil, time.Time{}, nil
+		return nil, time.Time{}, false, nil
 	}
 	if err != nil {
-		return nil, time.Time{}, fmt.Errorf("read the last view: %w", err)
+		return nil, time.Time{}, false, fmt.Errorf("read the last view: %w", err)
 	}
-	v, saved, err = decodeView(b, node)
+	v, saved, whole, err = decodeView(b, node)
 	if err != nil {
 		aside := path + ".damaged"
 		if renameErr := os.Rename(path, aside); renameErr != nil {
-			return nil, time.Time{}, fmt.Errorf("last view %s: %w (and %w)", path, err, renameErr)
+			return nil, time.Time{}, false, fmt.Errorf("last view %s: %w (and %w)", path, err, renameErr)
 		}
-		return nil, time.Time{}, fmt.Errorf("last view %s: %w; put aside as %s", path, err, aside)
+		return nil, time.Time{}, false, fmt.Errorf("last view %s: %w; put aside as %s", path, err, aside)
 	}
-	return v, saved, nil
+	return v, saved, whole, nil
 }
 
 // keepView writes the views that it is woken for, the latest only, at once after a
-// pause and otherwise not more
-// often than pace, until ctx ends; then once more if something is new.
-func keepView(ctx context.Context, dir string, pace time.Duration, wake <-chan struct{}, latest func() *mesh.View, wrote func(*mesh.View, error)) {
+// pause and otherwise not more often than pace, until ctx ends; then once more if
+// something is new.
+func keepView(ctx context.Context, dir string, pace time.Duration, wake <-chan struct{}, latest func() (v *mesh.View, whole bool), wrote func(*mesh.View, error)) {
 	var kept *mesh.View
 	write := func() {
-		v := latest()
+		v, whole := latest()
 		if v == nil || v == kept {
 			return
 		}
-		b, err := encodeView(v, time.Now())
+		b, err := encodeView(v, whole, time.Now())
 		if err == nil {
 			err = enroll.WriteFile(filepath.Join(dir, cacheFile), b)
 		}

@@ -21,7 +21,7 @@ import (
 var sameView = cmp.Comparer(func(a, b mesh.View) bool { return cmp.Equal(viewText(a), viewText(b)) })
 
 func viewText(v mesh.View) string {
-	b, err := encodeView(&v, time.Unix(0, 0))
+	b, err := encodeView(&v, true, time.Unix(0, 0))
 	if err != nil {
 		return err.Error()
 	}
@@ -74,21 +74,21 @@ func sampleView(t testing.TB) *mesh.View {
 func TestCacheRoundTrip(t *testing.T) {
 	v := sampleView(t)
 	dir := t.TempDir()
-	b, err := encodeView(v, time.Now())
+	b, err := encodeView(v, true, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := os.WriteFile(filepath.Join(dir, cacheFile), b, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	got, _, err := readCache(dir, v.Self)
+	got, _, _, err := readCache(dir, v.Self)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff(*v, *got, sameView); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
-	if v, _, err := readCache(t.TempDir(), v.Self); v != nil || err != nil {
+	if v, _, _, err := readCache(t.TempDir(), v.Self); v != nil || err != nil {
 		t.Errorf("no cache: %v, %v", v, err)
 	}
 }
@@ -96,13 +96,13 @@ func TestCacheRoundTrip(t *testing.T) {
 // What a full disk, a crash or a curious person can do to the file.
 func TestDamagedCacheIsRefusedAndPutAside(t *testing.T) {
 	v := sampleView(t)
-	good, err := encodeView(v, time.Now())
+	good, err := encodeView(v, true, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
 	other := *v
 	other.Self = mesh.Node{Kind: mesh.KindHost, Name: "z"}
-	strange, err := encodeView(&other, time.Now())
+	strange, err := encodeView(&other, true, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -123,14 +123,14 @@ func TestDamagedCacheIsRefusedAndPutAside(t *testing.T) {
 			if err := os.WriteFile(path, text, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			v, _, err := readCache(dir, v.Self)
+			v, _, _, err := readCache(dir, v.Self)
 			if v != nil || !errors.Is(err, errDamaged) || !strings.Contains(err.Error(), path+".damaged") {
 				t.Fatalf("got %v, %v", v, err)
 			}
 			if aside, err := os.ReadFile(path + ".damaged"); err != nil || !bytes.Equal(aside, text) {
 				t.Errorf("put aside: %v", err)
 			}
-			if v, _, err := readCache(dir, mesh.Node{}); v != nil || err != nil {
+			if v, _, _, err := readCache(dir, mesh.Node{}); v != nil || err != nil {
 				t.Errorf("met again: %v, %v", v, err)
 			}
 		})
@@ -164,7 +164,7 @@ func TestCacheWritesAreCoalesced(t *testing.T) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		keepView(ctx, dir, time.Hour, wake, func() *mesh.View { x := <-views; views <- x; return x }, func(_ *mesh.View, err error) {
+		keepView(ctx, dir, time.Hour, wake, func() (*mesh.View, bool) { x := <-views; views <- x; return x, true }, func(_ *mesh.View, err error) {
 			if err != nil {
 				t.Errorf("write: %v", err)
 			}
@@ -191,7 +191,7 @@ func TestCacheWritesAreCoalesced(t *testing.T) {
 	if writes != 2 {
 		t.Errorf("%d writes, want 2", writes)
 	}
-	got, _, err := readCache(dir, v.Self)
+	got, _, _, err := readCache(dir, v.Self)
 	if err != nil || got.Revision != last.Revision {
 		t.Errorf("kept %v, %v; want revision %s", got, err, last.Revision)
 	}
@@ -206,7 +206,7 @@ func TestCacheWritesAreCoalesced(t *testing.T) {
 // Whatever single byte is changed: the file is refused, or says the same.
 func TestCacheChecksum(t *testing.T) {
 	v := sampleView(t)
-	good, err := encodeView(v, time.Unix(0, 0))
+	good, err := encodeView(v, true, time.Unix(0, 0))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -214,7 +214,7 @@ func TestCacheChecksum(t *testing.T) {
 		bad := bytes.Clone(good)
 		i := rapid.IntRange(0, len(bad)-1).Draw(t, "at")
 		bad[i] ^= byte(rapid.IntRange(1, 255).Draw(t, "bits"))
-		got, _, err := decodeView(bad, v.Self)
+		got, _, _, err := decodeView(bad, v.Self)
 		if err == nil && viewText(*got) != string(good) {
 			t.Fatalf("byte %d (%q): accepted as another view", i, good[max(0, i-20):min(len(good), i+20)])
 		}
@@ -223,14 +223,14 @@ func TestCacheChecksum(t *testing.T) {
 
 func FuzzDecodeView(f *testing.F) {
 	v := sampleView(f)
-	good, err := encodeView(v, time.Unix(0, 0))
+	good, err := encodeView(v, true, time.Unix(0, 0))
 	if err != nil {
 		f.Fatal(err)
 	}
 	f.Add(good)
 	f.Add([]byte(`{"version":1}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		got, _, err := decodeView(b, mesh.Node{})
+		got, _, _, err := decodeView(b, mesh.Node{})
 		if (got == nil) == (err == nil) {
 			t.Fatalf("%v, %v", got, err)
 		}

@@ -91,9 +91,11 @@ type LaptopConfig struct {
 type Timing struct {
 	Tick       time.Duration // between two passes without an event; default 10 s
 	Watchdog   time.Duration // a pass that takes longer is reported; default 5 s
-	Silence    time.Duration // without a word the view stream is given up; default 20 s
+	Silence    time.Duration // without a word the view stream is given up; controllers ping every second; default 4 s
+	Stale      time.Duration // a controller that heard nothing from etcd for so long is left for another one; default 10 s
 	Backoff    time.Duration // first wait before another attempt; doubles up to MaxBackoff; default 500 ms
 	MaxBackoff time.Duration // default 10 s
+	Jitter     time.Duration // at most so long after a stream ended the next one is opened; default 200 ms
 	HoldFor    time.Duration // a snapshot that removes most of the mesh waits; default 3 min
 	Dead       time.Duration // suspect and without presence for so long is dead; default 60 s
 	Lease      time.Duration // of presence; see PresenceHold; default 30 s
@@ -102,6 +104,8 @@ type Timing struct {
 	Attach     time.Duration // a machine waits at most so long to be in effect; default 15 s
 	Measure    time.Duration // a laptop measures its gateways anew; default 30 s
 	GatewayOut time.Duration // without answers before a laptop takes another one; default 3 s
+	MoveWait   time.Duration // for the tunnels of a host that a machine moves to; default 3 s
+	MoveGrace  time.Duration // a host delivers to a machine that has moved away; default 2 s
 	CacheWrite time.Duration // between two writes of the view to disk, at least; default 10 ms
 	Probe      probe.Timing
 }
@@ -110,9 +114,11 @@ func (t Timing) withDefaults() Timing {
 	set := func(d *time.Duration, v time.Duration) { *d = cmp.Or(*d, v) }
 	set(&t.Tick, 10*time.Second)
 	set(&t.Watchdog, 5*time.Second)
-	set(&t.Silence, 20*time.Second)
+	set(&t.Silence, 4*time.Second)
+	set(&t.Stale, 10*time.Second)
 	set(&t.Backoff, 500*time.Millisecond)
 	set(&t.MaxBackoff, 10*time.Second)
+	set(&t.Jitter, 200*time.Millisecond)
 	set(&t.HoldFor, 3*time.Minute)
 	set(&t.Dead, time.Minute)
 	set(&t.Lease, 30*time.Second)
@@ -121,6 +127,8 @@ func (t Timing) withDefaults() Timing {
 	set(&t.Attach, 15*time.Second)
 	set(&t.Measure, 30*time.Second)
 	set(&t.GatewayOut, 3*time.Second)
+	set(&t.MoveWait, 3*time.Second)
+	set(&t.MoveGrace, 2*time.Second)
 	set(&t.CacheWrite, 10*time.Millisecond)
 	t.Probe = t.Probe.WithDefaults()
 	return t

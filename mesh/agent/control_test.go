@@ -109,6 +109,8 @@ func (c *control) start(address string) {
 	mux.HandleFunc("PUT /v1/nodes/self/gateway", c.node(c.gateway))
 	mux.HandleFunc("POST /v1/orgs/{org}/machines", c.node(c.createMachine))
 	mux.HandleFunc("DELETE /v1/orgs/{org}/machines/{id}", c.node(c.deleteMachine))
+	mux.HandleFunc("PUT /v1/orgs/{org}/machines/{id}/host", c.node(c.moveMachine))
+	mux.HandleFunc("DELETE /v1/orgs/{org}/machines/{id}/host", c.node(c.moveMachine))
 	c.server = httptest.NewUnstartedServer(mux)
 	c.server.Listener.Close()
 	c.server.Listener = l
@@ -221,7 +223,7 @@ func (c *control) node(next func(http.ResponseWriter, *http.Request, mesh.Node))
 		}
 		leaf := r.TLS.PeerCertificates[0]
 		node, ok := c.now().NodeByTLSKey(enroll.KeyHash(leaf.PublicKey))
-		expired := time.Now().After(leaf.NotAfter)
+		expired := time.Now().After(leaf.NotAfter) || time.Now().Before(leaf.NotBefore)
 		if !ok || expired && !strings.HasSuffix(r.URL.Path, "/renew") {
 			if expired {
 				c.mu.Lock()
@@ -339,22 +341,76 @@ func (c *control) createMachine(w http.ResponseWriter, r *http.Request, node mes
 		no(w, api.ErrNotFound, "org %s: not found", r.PathValue("org"))
 		return
 	}
-	c.slot++
-	if q.ID == "" {
-		q.ID = fmt.Sprintf("m%d", c.slot)
-	}
 	key := org.Name + "/" + q.ID
-	if c.state.Machines.Has(key) {
-		no(w, api.ErrExists, "machine %s: exists already", key)
+	m, there := c.state.Machines.Get(key)
+	_, taken := c.state.AtEndpoint(q.Endpoint)
+	switch {
+	case there && m.Host == node.Name && !q.Endpoint.IsValid(): // said before
+	case there && q.Move:
+		m.Next = node.Name
+	case there:
+		no(w, api.ErrExists, "machine %s: exists already on host %s", key, m.Host)
 		return
-	}
-	host, _ := c.state.Hosts.Get(node.Name)
-	m := mesh.Machine{
-		Org: org.Name, ID: q.ID, App: q.App, Group: q.Group, Meta: q.Meta, Host: node.Name, State: mesh.StateStarted,
-		Endpoint: c.state.Mesh.Plan.Endpoint(org.Network, host.Position(), c.slot), Created: time.Now().UTC(),
+	case taken:
+		no(w, api.ErrConflict, "machine %s: %s is another one's", key, q.Endpoint)
+		return
+	default:
+		m = c.newMachine(org, node.Name, q)
 	}
 	c.changeLocked(mesh.Change{Key: "machines/" + key, Object: m})
+	host, _ := c.state.Hosts.Get(m.Host)
 	say(w, api.MachineInfo{Machine: m, Address: m.Address(), Region: host.Region})
+}
+
+func (c *control) newMachine(org mesh.Org, on string, q api.CreateMachine) mesh.Machine {
+	c.slot++
+	host, _ := c.state.Hosts.Get(on)
+	m := mesh.Machine{
+		Org: org.Name, ID: q.ID, App: q.App, Group: q.Group, Meta: q.Meta, Host: on, State: mesh.StateStarted,
+		Stable:   q.Stable == nil || *q.Stable,
+		Endpoint: c.state.Mesh.Plan.Endpoint(org.Network, host.Position(), c.slot), Created: time.Now().UTC(),
+	}
+	if q.Endpoint.IsValid() {
+		m.Endpoint = q.Endpoint
+	}
+	return m
+}
+
+// moveMachine completes a move, or (DELETE) calls it off.
+func (c *control) moveMachine(w http.ResponseWriter, r *http.Request, node mesh.Node) {
+	var q api.MoveMachine
+	if err := json.NewDecoder(r.Body).Decode(&q); err != nil && r.Method == http.MethodPut {
+		no(w, api.ErrInvalid, "%s", err)
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	key := r.PathValue("org") + "/" + r.PathValue("id")
+	m, there := c.state.Machines.Get(key)
+	switch {
+	case !there:
+		no(w, api.ErrNotFound, "machine %s: not found", key)
+		return
+	case m.Host == node.Name && m.Generation == q.Generation+1: // said before
+	case m.Next != node.Name || r.Method == http.MethodPut && m.Generation != q.Generation:
+		no(w, api.ErrConflict, "machine %s: it is not about to move to %s", key, node.Name)
+		return
+	case r.Method == http.MethodPut:
+		m.Host, m.Next, m.Generation = node.Name, "", m.Generation+1
+	default:
+		m.Next = ""
+	}
+	c.changeLocked(mesh.Change{Key: "machines/" + key, Object: m})
+	say(w, api.MachineInfo{Machine: m, Address: m.Address()})
+}
+
+// restore makes the state that of a backup, with changes: what the nodes saw since
+// is of an older epoch.
+func (c *control) restore(changes ...mesh.Change) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.state.Revision.Epoch++
+	c.changeLocked(changes...)
 }
 
 func (c *control) deleteMachine(w http.ResponseWriter, r *http.Request, node mesh.Node) {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"sync/atomic"
 	"time"
 
@@ -24,12 +23,19 @@ const fencedLimit = 3
 // errUnsound says that a stream sent what cannot be.
 var errUnsound = errors.New("the view stream makes no sense")
 
+// errStale says that a controller has heard nothing from etcd for a while.
+var errStale = errors.New("its state may be old")
+
+// errBehind says that a controller knows less than this node has seen.
+var errBehind = errors.New("its state is older than what this node has seen")
+
 // streams opens view streams. In the program it is the node's credentials.
 type streams interface {
-	// servers lists the controllers, the one to try first in front.
+	// servers lists the controllers, the one that worked last in front.
 	servers() []string
-	// open opens a stream at one of them.
-	open(ctx context.Context, server string) (viewStream, error)
+	// open opens a stream at one of them. last is the revision from which it may go on,
+	// zero if it has to begin with a snapshot.
+	open(ctx context.Context, server string, last mesh.Revision) (viewStream, error)
 	// worked notes that a controller was good for a stream, and what the view says
 	// of controllers and roots.
 	worked(server string, v *mesh.View)
@@ -47,6 +53,9 @@ type contact struct {
 	controller string    // the one last spoken to
 	last       time.Time // when the view was last known to be current
 	fromCache  bool      // no controller has confirmed the view since the start
+	// told is what the controllers say: more or less than the view in force while a
+	// removal is held back. nil: nothing yet.
+	told *mesh.View
 }
 
 // follower holds a node's view: first the one on disk, then what the controllers
@@ -59,7 +68,14 @@ type follower struct {
 	problems *problems
 	log      *slog.Logger
 
-	current  current // of Run alone
+	// Of Run alone.
+	current  current
+	fencedAt string            // the controller that said so last; ""
+	staleAt  time.Time         // when a controller was last left for being stale
+	failed   map[string]int    // by controller: the failure with which its last stream ended, or did not begin
+	failures int               // so far
+	reasons  map[string]string // by controller: why, as logged
+
 	view     atomic.Pointer[mesh.View]
 	contacts atomic.Pointer[contact]
 	changed  signal
@@ -76,6 +92,7 @@ type follower struct {
 func newFollower(node mesh.Node, dir string, t Timing, s streams, p *problems, log *slog.Logger) *follower {
 	f := &follower{
 		node: node, dir: dir, timing: t, streams: s, problems: p, log: log, keep: make(chan struct{}, 1),
+		failed: map[string]int{}, reasons: map[string]string{},
 		confirm: func(*mesh.View, time.Time) {}, wake: func() {},
 	}
 	f.current.holdFor = t.HoldFor
@@ -95,7 +112,7 @@ func (f *follower) load() {
 	if f.dir == "" {
 		return
 	}
-	v, saved, err := readCache(f.dir, f.node)
+	v, saved, whole, err := readCache(f.dir, f.node)
 	if f.problems.err("cache", err) && err != nil {
 		f.log.Error("the last view is not used", "err", err)
 	}
@@ -103,9 +120,7 @@ func (f *follower) load() {
 		return
 	}
 	f.log.Info("starting from the view on disk", "rev", v.Revision.String(), "saved", saved.Format(time.RFC3339), "peers", len(v.Hosts))
-	// Only what is in force: nothing is told before a controller speaks, so the first
-	// snapshot is weighed against what works.
-	f.current.effective = v
+	f.current.restore(v, whole)
 	f.contacts.Store(&contact{last: saved, fromCache: true})
 	f.view.Store(v)
 	f.changed.fire()
@@ -127,81 +142,33 @@ func (f *follower) awaitKept(ctx context.Context, holds func(*mesh.View) bool) {
 	}
 }
 
+// keepOnDisk writes the view in force to disk until ctx ends.
+func (f *follower) keepOnDisk(ctx context.Context) {
+	if f.dir == "" {
+		return
+	}
+	latest := func() (v *mesh.View, whole bool) {
+		v = f.View()
+		return v, v != nil && v == f.Contact().told
+	}
+	keepView(ctx, f.dir, f.timing.CacheWrite, f.keep, latest, func(v *mesh.View, err error) {
+		if err == nil {
+			f.kept.Store(v)
+			f.written.fire()
+		}
+		if f.problems.err("cache", err) && err != nil {
+			f.log.Error("the view is not kept on disk", "err", err)
+		}
+	})
+}
+
 // keepPatience is how long a machine waits for its record to be on disk.
 const keepPatience = time.Second
 
-// Run follows until ctx ends (nil) or the node is fenced.
-func (f *follower) Run(ctx context.Context) error {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		if f.dir != "" {
-			keepView(ctx, f.dir, f.timing.CacheWrite, f.keep, f.View, func(v *mesh.View, err error) {
-				if err == nil {
-					f.kept.Store(v)
-					f.written.fire()
-				}
-				if f.problems.err("cache", err) && err != nil {
-					f.log.Error("the view is not kept on disk", "err", err)
-				}
-			})
-		}
-	}()
-	defer func() { <-done }()
-	b := backoff{first: f.timing.Backoff, most: f.timing.MaxBackoff}
-	fenced := 0
-	for ctx.Err() == nil {
-		for _, server := range f.streams.servers() {
-			got, err := f.follow(ctx, server)
-			f.disconnected()
-			if ctx.Err() != nil {
-				return nil
-			}
-			f.lost(server, err, got)
-			if got {
-				b.reset()
-				fenced = 0
-			}
-			if errors.Is(err, ErrFenced) {
-				if fenced++; fenced >= fencedLimit {
-					return mesh.WithHint(err, "if this machine is a copy of another one, remove its state directory and let it join with a token of its own")
-				}
-				// Long enough for a controller to find out that a line is dead.
-				if !wait(ctx, 2*f.timing.Silence, nil) {
-					return nil
-				}
-			}
-			if got {
-				break // back to the one that worked, after a moment
-			}
-		}
-		if f.once {
-			<-ctx.Done()
-		}
-		if !wait(ctx, b.step(), nil) {
-			return nil
-		}
-	}
-	return nil
-}
-
-// lost logs why a stream ended or could not be opened, once per reason.
-func (f *follower) lost(server string, err error, got bool) {
-	sentence := fmt.Sprintf("controller %s: %s", server, err)
-	switch {
-	case errors.Is(err, ErrFenced):
-		sentence = fmt.Sprintf("fenced: %s; this node follows no view", err)
-	case errors.Is(err, api.ErrUnauthorized), errors.Is(err, api.ErrForbidden), errors.Is(err, api.ErrNotFound):
-		sentence = fmt.Sprintf("%s is refused by controller %s: %s; it may have been removed from the mesh", f.node, server, err)
-	}
-	if f.problems.set("controller", sentence) || got {
-		f.log.Warn("no view stream", "controller", server, "err", err)
-	}
-}
-
 // follow reads one stream until it ends. got is whether it brought a view.
 func (f *follower) follow(ctx context.Context, server string) (got bool, err error) {
-	stream, err := f.streams.open(ctx, server)
+	last := f.current.resume()
+	stream, err := f.streams.open(ctx, server, last)
 	if err != nil {
 		return false, err
 	}
@@ -211,38 +178,76 @@ func (f *follower) follow(ctx context.Context, server string) (got bool, err err
 		if err != nil {
 			return got, err
 		}
-		now := time.Now()
+		now, age := time.Now(), time.Duration(0)
 		switch {
 		case e.Fenced != "":
 			return false, fmt.Errorf("%w: %s", ErrFenced, e.Fenced)
 		case e.Snapshot != nil:
-			if err := checkView(e.Snapshot, f.node); err != nil {
-				return got, fmt.Errorf("%w: %w", errUnsound, err)
-			}
-			if !got {
-				f.log.Info("following the view", "controller", server, "rev", e.Snapshot.Revision.String())
-			}
-			f.current.snapshot(e.Snapshot, now)
-			got = true
+			err = f.snapshot(e.Snapshot, now)
 		case e.Delta != nil:
-			// Nothing is known to stand before the first snapshot of a stream.
-			if !got || !f.current.delta(*e.Delta, now) {
-				return got, fmt.Errorf("%w: a change before the first snapshot", errUnsound)
-			}
+			err = f.delta(*e.Delta, got, last, now)
 		case e.Ping != nil && got:
-			f.current.heard(now)
+			f.current.heard(e.Ping.Revision, now)
+			if age = e.Ping.Age; f.leaves(age, now) {
+				return got, fmt.Errorf("%w: it has not heard from etcd for %s", errStale, age.Round(time.Second))
+			}
+		default:
+			continue
 		}
-		if got {
-			f.publish(server, now)
+		if err != nil {
+			return got, err
 		}
+		if !got {
+			got = true
+			f.log.Info("following the view", "controller", server, "rev", f.current.newest().String(), "resumed", e.Delta != nil)
+		}
+		f.publish(server, now, age)
 	}
 }
 
-// publish makes the current view the one in force.
-func (f *follower) publish(server string, now time.Time) {
+// leaves decides whether to look for a controller that knows more. If there is none,
+// this one is as good as the others for a while.
+func (f *follower) leaves(age time.Duration, now time.Time) bool {
+	if age <= f.timing.Stale || len(f.streams.servers()) < 2 || now.Sub(f.staleAt) < staleRest*f.timing.Stale {
+		return false
+	}
+	f.staleAt = now
+	return true
+}
+
+// staleRest, times Stale, is the least time between two looks for a controller that
+// is not stale.
+const staleRest = 6
+
+func (f *follower) snapshot(v *mesh.View, now time.Time) error {
+	if err := checkView(v, f.node); err != nil {
+		return fmt.Errorf("%w: %w", errUnsound, err)
+	}
+	if newest := f.current.newest(); !f.current.snapshot(v, now) {
+		return fmt.Errorf("%w: revision %s, and this node has %s", errBehind, v.Revision, newest)
+	}
+	return nil
+}
+
+// delta takes a change: as the first event of a stream one that leads on from last,
+// if the stream was opened with that, and else one of what the stream said before.
+func (f *follower) delta(d mesh.Delta, got bool, last mesh.Revision, now time.Time) error {
+	newest := f.current.newest()
+	switch {
+	case got && f.current.delta(d, now), !got && last != (mesh.Revision{}) && f.current.resumed(d, now):
+		return nil
+	case !got && last == (mesh.Revision{}):
+		return fmt.Errorf("%w: a change before the first snapshot", errUnsound)
+	}
+	return fmt.Errorf("%w: a change to revision %s of a view of revision %s", errUnsound, d.Revision, newest)
+}
+
+// publish makes the current view the one in force; age is that of what the controller
+// knows.
+func (f *follower) publish(server string, now time.Time, age time.Duration) {
 	f.problems.set("controller", "")
 	f.held()
-	f.contacts.Store(&contact{connected: true, controller: server, last: now})
+	f.contacts.Store(&contact{connected: true, controller: server, last: now.Add(-age), told: f.current.told})
 	v := f.current.effective
 	f.confirm(v, now)
 	if v == f.view.Load() {
@@ -277,13 +282,4 @@ func (f *follower) disconnected() {
 	c.connected = false
 	f.contacts.Store(&c)
 	f.changed.fire()
-}
-
-// preferring returns list with first in front.
-func preferring(list []string, first string) []string {
-	i := slices.Index(list, first)
-	if i <= 0 {
-		return list
-	}
-	return slices.Concat([]string{first}, list[:i], list[i+1:])
 }

@@ -21,6 +21,7 @@ type script struct {
 
 	mu     sync.Mutex
 	opened []string
+	asked  []string          // from which revision
 	plays  map[string][]play // by controller, one after the other; the last one repeats
 }
 
@@ -28,14 +29,16 @@ type play struct {
 	events []api.Event
 	err    error // of opening
 	hang   bool
+	lasts  time.Duration // before it ends
 }
 
 func (s *script) servers() []string { return s.list }
 
-func (s *script) open(ctx context.Context, server string) (viewStream, error) {
+func (s *script) open(ctx context.Context, server string, last mesh.Revision) (viewStream, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.opened = append(s.opened, server)
+	s.asked = append(s.asked, last.String())
 	p := s.plays[server][0]
 	if len(s.plays[server]) > 1 {
 		s.plays[server] = s.plays[server][1:]
@@ -72,6 +75,7 @@ func (p *played) Next() (api.Event, error) {
 	if p.hang {
 		<-p.ctx.Done()
 	}
+	wait(p.ctx, p.lasts, nil)
 	return api.Event{}, errors.New("it ended")
 }
 
@@ -110,7 +114,7 @@ func TestFollowerTriesAllControllers(t *testing.T) {
 		if f.View() != v || !f.Contact().connected || f.Contact().controller != "y" || len(p.list()) != 0 {
 			t.Errorf("view %v, contact %+v, problems %v", f.View(), f.Contact(), p.list())
 		}
-		if got := strings.Join(s.attempts(), " "); got != "x y" {
+		if got := strings.Join(s.attempts(), " "); got != "x y" && got != "x z y" {
 			t.Errorf("attempts: %s", got)
 		}
 		if err := end(); err != nil {
@@ -122,11 +126,12 @@ func TestFollowerTriesAllControllers(t *testing.T) {
 // A stream that breaks is opened again; the view stays, and says that it is old.
 func TestFollowerReconnects(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		v := soundView(t, 2, 1)
+		v, later := soundView(t, 2, 1), soundView(t, 2, 1)
+		later.Revision.Revision = 2
 		s := &script{list: []string{"x"}, plays: map[string][]play{"x": {
-			{events: []api.Event{{Snapshot: v}, {Delta: &mesh.Delta{Removed: []string{"machines/o/m000"}}}}},
+			{events: []api.Event{{Snapshot: v}, {Delta: &mesh.Delta{Revision: mesh.Revision{Revision: 1}, Removed: []string{"machines/o/m000"}}}}},
 			{err: errors.New("refused")}, {err: errors.New("refused")}, {err: errors.New("refused")},
-			{events: []api.Event{{Snapshot: v}}, hang: true},
+			{events: []api.Event{{Snapshot: later}}, hang: true},
 		}}}
 		f, p, end := follow(t, s)
 		synctest.Wait()
@@ -234,6 +239,54 @@ func TestFollowerFenced(t *testing.T) {
 		}
 		if n := len(s.attempts()); n != fencedLimit {
 			t.Errorf("%d attempts", n)
+		}
+	})
+}
+
+// The next stream is opened soon after one that worked for a while, though not by
+// all nodes in one moment. One that ends at once is not opened again at once.
+func TestFollowerFailsOverSoon(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, tt := range []struct{ lasts, least, most time.Duration }{
+			{10 * time.Second, 0, 200 * time.Millisecond},
+			{300 * time.Millisecond, 250 * time.Millisecond, 500 * time.Millisecond},
+		} {
+			waits := map[time.Duration]bool{}
+			for range 5 {
+				good := play{events: []api.Event{{Snapshot: soundView(t, 1, 0)}}, lasts: tt.lasts}
+				s := &script{list: []string{"x"}, plays: map[string][]play{"x": {good, {events: good.events, hang: true}}}}
+				f, _, end := follow(t, s)
+				began := time.Now()
+				for len(s.attempts()) < 2 {
+					<-time.After(time.Millisecond)
+				}
+				synctest.Wait()
+				waited := f.Contact().last.Sub(began) - tt.lasts
+				if waits[waited] = true; waited < tt.least || waited > tt.most+time.Millisecond {
+					t.Errorf("a stream of %s: the next one %s later", tt.lasts, waited)
+				}
+				end()
+			}
+			if len(waits) < 2 {
+				t.Errorf("a stream of %s: always the same wait", tt.lasts)
+			}
+		}
+	})
+}
+
+// Another node has the key: that is found out at the controller that says so. At
+// others, which do not see that node, nothing would be known.
+func TestFencedNodeAsksTheSameController(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fenced := []play{{events: []api.Event{{Fenced: "another node uses this key"}}}}
+		s := &script{list: []string{"x", "y", "z", "u"}, plays: map[string][]play{"x": {{err: errors.New("refused")}}, "y": fenced, "z": fenced, "u": fenced}}
+		_, _, end := follow(t, s)
+		letPass(5 * time.Minute)
+		if err := end(); !errors.Is(err, ErrFenced) {
+			t.Errorf("Run: %v", err)
+		}
+		if a := s.attempts(); len(a) != 4 || a[1] != a[2] || a[2] != a[3] {
+			t.Errorf("attempts %v", a)
 		}
 	})
 }

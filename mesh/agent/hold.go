@@ -134,18 +134,52 @@ func sortBy[T any](list []T, key func(T) string) {
 //	snapshot that removes most ----> held ----> applied after HoldFor, when the
 //	                                  |         controllers speak again
 //	       one that does not <--------'
+//
+// A new stream goes on from told, never from what is in effect: the two have one
+// revision, and while a removal is held back only one of them is what the
+// controllers count from.
 type current struct {
 	holdFor time.Duration // 0: never hold
 
 	told      *mesh.View // nil: nothing yet
+	kept      *mesh.View // what they said before the start, from disk; nil: not known
 	effective *mesh.View
 	heldSince time.Time // zero: not held
 	why       string
+	upTo      mesh.Revision // told, or kept, is known to be right up to here
 }
 
-// snapshot takes a whole view.
-func (c *current) snapshot(v *mesh.View, now time.Time) {
-	c.told = v
+// restore takes the view on disk. whole is whether it was all that the controllers
+// said, and no more. Nothing is told before a controller speaks, so that its first
+// word is weighed against what works.
+func (c *current) restore(v *mesh.View, whole bool) {
+	c.effective = v
+	if whole {
+		c.kept, c.upTo = v, v.Revision
+	}
+}
+
+// resume is the revision from which a delta would be of use; zero: none.
+func (c *current) resume() mesh.Revision { return c.upTo }
+
+// newest is the revision of the newest view that this node has seen.
+func (c *current) newest() mesh.Revision {
+	switch {
+	case c.told != nil:
+		return c.told.Revision
+	case c.effective != nil:
+		return c.effective.Revision
+	}
+	return mesh.Revision{}
+}
+
+// snapshot takes a whole view. It is false, and nothing happens, if the view is
+// older than what this node has seen: an older one is wrong, whoever says it.
+func (c *current) snapshot(v *mesh.View, now time.Time) bool {
+	if earlier(v.Revision, c.newest()) {
+		return false
+	}
+	c.told, c.kept, c.upTo = v, nil, v.Revision
 	if why := heldBack(c.effective, v); why != "" && c.holdFor > 0 {
 		if c.heldSince.IsZero() {
 			c.heldSince = now
@@ -155,23 +189,42 @@ func (c *current) snapshot(v *mesh.View, now time.Time) {
 		c.heldSince, c.why = time.Time{}, ""
 	}
 	c.settle(now)
+	return true
 }
 
-// delta takes a change of what the controllers said last. It is false if nothing
-// was said yet: then a change means nothing.
+// resumed takes the delta that a stream begins with: all that changed since the
+// revision that the stream was opened with. It is weighed as the snapshot that it
+// stands for.
+func (c *current) resumed(d mesh.Delta, now time.Time) bool {
+	said := c.told
+	if said == nil {
+		said = c.kept
+	}
+	if said == nil || !follows(d.Revision, said.Revision) {
+		return false
+	}
+	v := said.Apply(d)
+	return v.Validate() == nil && c.snapshot(&v, now)
+}
+
+// delta takes a change of what the controllers said last. It is false if that is
+// not what it follows: if nothing was said yet, or something later.
 func (c *current) delta(d mesh.Delta, now time.Time) bool {
-	if c.told == nil {
+	if c.told == nil || !follows(d.Revision, c.told.Revision) || d.Revision == c.told.Revision && !d.Empty() {
 		return false
 	}
 	v := c.told.Apply(d)
-	c.told = &v
+	c.told, c.upTo = &v, v.Revision
 	c.settle(now)
 	return true
 }
 
-// heard notes that the controllers stand by what they said.
-func (c *current) heard(now time.Time) {
-	if !c.heldSince.IsZero() {
+// heard notes that the controllers stand by what they said, up to a revision.
+func (c *current) heard(rev mesh.Revision, now time.Time) {
+	if follows(rev, c.upTo) {
+		c.upTo = rev
+	}
+	if !c.heldSince.IsZero() && now.Sub(c.heldSince) >= c.holdFor {
 		c.settle(now)
 	}
 }
@@ -186,3 +239,12 @@ func (c *current) settle(now time.Time) {
 		c.effective = retain(c.effective, c.told)
 	}
 }
+
+// earlier reports whether a is of an earlier state than b. A later epoch counts
+// more than any revision: it was begun on purpose, see mesh.Mesh.
+func earlier(a, b mesh.Revision) bool {
+	return a.Epoch < b.Epoch || a.Epoch == b.Epoch && a.Revision < b.Revision
+}
+
+// follows reports whether a change may lead from b to a.
+func follows(a, b mesh.Revision) bool { return a.Epoch == b.Epoch && !earlier(a, b) }

@@ -71,16 +71,16 @@ func TestCilium31985NothingRemovedOnPartialKnowledge(t *testing.T) {
 		t.Fatalf("half a snapshot took away: %d hosts, %d machines left", len(c.effective.Hosts), len(c.effective.Machines))
 	}
 	// What it adds counts at once.
-	d := mesh.Delta{Machines: []mesh.Machine{{Org: "o", ID: "new", Endpoint: netip.MustParsePrefix("fd00::9:9:0/112")}}}
+	d := mesh.Delta{Revision: mesh.Revision{Revision: 6}, Machines: []mesh.Machine{{Org: "o", ID: "new", Endpoint: netip.MustParsePrefix("fd00::9:9:0/112")}}}
 	c.delta(d, start.Add(2*time.Minute))
 	if !slices.ContainsFunc(c.effective.Machines, func(m mesh.Machine) bool { return m.ID == "new" }) || len(c.effective.Machines) != 21 {
 		t.Fatalf("a new machine while held: %d machines", len(c.effective.Machines))
 	}
-	c.heard(start.Add(3 * time.Minute))
+	c.heard(mesh.Revision{}, start.Add(3*time.Minute))
 	if len(c.effective.Hosts) != 20 {
 		t.Fatal("applied before its time")
 	}
-	c.heard(start.Add(4 * time.Minute))
+	c.heard(mesh.Revision{}, start.Add(4*time.Minute))
 	if len(c.effective.Hosts) != 3 || len(c.effective.Machines) != 4 {
 		t.Fatalf("confirmed, and not applied: %d hosts, %d machines", len(c.effective.Hosts), len(c.effective.Machines))
 	}
@@ -99,7 +99,7 @@ func TestHoldEndsWithAWholeSnapshot(t *testing.T) {
 	}
 	// A later one is held anew, for the whole time.
 	c.snapshot(crowd(0, 0, 0), start.Add(59*time.Second))
-	c.heard(start.Add(62 * time.Second))
+	c.heard(mesh.Revision{}, start.Add(62*time.Second))
 	if len(c.effective.Hosts) != 20 {
 		t.Fatal("the old hold counted for the new one")
 	}
@@ -114,7 +114,7 @@ func TestHoldEndsWithAWholeSnapshot(t *testing.T) {
 func TestDeltaIsNotHeld(t *testing.T) {
 	c := current{holdFor: time.Hour}
 	c.snapshot(crowd(20, 0, 0), time.Unix(0, 0))
-	var d mesh.Delta
+	d := mesh.Delta{Revision: mesh.Revision{Revision: 1}}
 	for _, h := range c.told.Hosts {
 		d.Removed = append(d.Removed, "hosts/"+h.Name)
 	}

@@ -112,7 +112,7 @@ func (h *host) run(ctx context.Context, state *state, group *errgroup.Group) err
 
 	h.machines, err = openMachines(&machines{
 		host: m.node().Name, dir: h.cfg.StateDir, request: m.do, reclaim: h.cfg.Timing.Reclaim,
-		keep: h.cfg.Disable[DisableLeave], wake: h.woken.fire, log: h.log,
+		keep: h.cfg.Disable[DisableLeave], contact: f.Contact, wake: h.woken.fire, log: h.log,
 	})
 	if err != nil {
 		return err
@@ -122,7 +122,7 @@ func (h *host) run(ctx context.Context, state *state, group *errgroup.Group) err
 	}
 	h.ready.Store(&ready{f})
 	l := &loop{
-		system: h.plane, machines: h.machines, tunnels: tunnels{key: m.wireguard(), port: h.cfg.Port, log: h.log}, link: h.cfg.Link,
+		system: h.plane, machines: h.machines, tunnels: tunnels{key: m.wireguard(), port: h.cfg.Port, later: func() { time.AfterFunc(retire, h.woken.fire) }, log: h.log}, link: h.cfg.Link,
 		probe: h.cfg.ProbePort, mtu: h.mtu, contact: f.Contact, log: h.log, noWall: h.cfg.Disable[DisableFirewall],
 		noClients: h.cfg.Disable[DisableClients],
 	}

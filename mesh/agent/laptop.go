@@ -321,7 +321,7 @@ func (l *laptop) view() (*mesh.View, error) {
 func (l *laptop) status(ctx context.Context) (local.Status, error) {
 	base := local.Status{Version: l.cfg.Version, Backend: "userspace", Link: l.cfg.Link, Problems: l.problems.list()}
 	if m := l.member.Load(); m != nil {
-		base.Node = m.node().String()
+		base.Node, base.Controllers = m.node().String(), m.servers()
 	}
 	v, err := l.view()
 	if err != nil {
@@ -334,6 +334,7 @@ func (l *laptop) status(ctx context.Context) (local.Status, error) {
 	measured := facts(v.Hosts, l.prober.results(), nil, time.Time{}, 0)
 	s := statusOf(v, l.follower.Load().Contact(), stats, measured, time.Now())
 	s.Version, s.Backend, s.Link, s.Problems = base.Version, base.Backend, base.Link, base.Problems
+	s.Controllers = base.Controllers
 	s.MTU, s.DNS = linkMTU(l.cfg.MTU, v), l.names.how()
 	if g := l.gateways.Load(); g != nil {
 		s.Gateways = gatewayStates(*g)

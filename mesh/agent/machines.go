@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net/http"
 	"net/url"
 	"os"
@@ -18,7 +17,6 @@ import (
 	"github.com/weftmesh/weft/mesh"
 	"github.com/weftmesh/weft/mesh/api"
 	"github.com/weftmesh/weft/mesh/attach"
-	"github.com/weftmesh/weft/mesh/enroll"
 	"github.com/weftmesh/weft/peers"
 )
 
@@ -31,6 +29,10 @@ import (
 //	                       ^                              |
 //	                       '---- attached again ----------'
 //
+// What the controllers say meanwhile decides its fate (judge): it may move to
+// another host, be removed, or be unknown to controllers that were restored from
+// an older state; then it is registered again (adopt).
+//
 // A machine whose link is there and whose process has not come back yet (after a
 // restart of the agent) is neither: its link says that it lives.
 type machines struct {
@@ -38,50 +40,52 @@ type machines struct {
 	dir     string
 	request func(ctx context.Context, method, path string, in, out any) error
 	reclaim time.Duration
-	keep    bool // fault injection: records of machines that ended stay
+	keep    bool           // fault injection: records of machines that ended stay
+	contact func() contact // with the controllers; nil: as good as it can be
 	wake    func()
 	log     *slog.Logger
 
-	kick chan struct{} // wakes the worker that removes records
+	kick     chan struct{} // wakes the worker that removes records
+	adopting chan struct{} // has an element for each adoption that is under way
 
 	mu      sync.Mutex // guards what follows
 	stays   map[string]*stay
-	leaving map[string]leave
+	leaving map[string]leave     // by leave.at
 	removed map[string]uint64    // by an operator: key and the namespace that had it
 	missing map[string]time.Time // of this host, with neither process nor link: since when
+	swept   map[string]bool      // by this agent: nothing stood for them
+	unknown map[string]time.Time // links that no view knows and no process has claimed: since when
+	began   *mesh.Revision       // of the view on disk that the agent started from
 	changed signal               // leaving or stays
 	maskOf  *mesh.View           // nil: mask anew
 	masked  *mesh.View
 }
 
-// stay is a machine with a process.
+// stay is a machine with a process. What is in it belongs to machines.mu; its
+// goroutine is the only one that changes record.
 type stay struct {
-	key     string
-	record  mesh.Machine // zero until registered
-	link    string
-	ns      uint64        // inode of its namespace
-	seen    bool          // it was in a view: when it is not any more, it was removed
-	removed chan struct{} // closed when an operator removed it
+	key  string
+	link string
+	ns   uint64 // inode of its namespace
+	pid  int32  // of the process that attached it
+	standing
+
+	ready chan struct{} // closed when the process of one that is coming can serve
+	can   bool          // ready is closed
+	lost  chan struct{} // has an element when it is to be adopted
+	asked bool          // since lost was told
+	over  chan struct{} // closed when fate is known to be another than to stay
+	fate  fate
+	host  string // where it went, with fateMoved
 }
-
-// leave is a record that is to go.
-type leave struct {
-	Org     string    `json:"org"`
-	ID      string    `json:"id"`
-	Created time.Time `json:"created"` // of the record: one made anew later is another one
-	// Gone: the record is removed, but the view may still show it.
-	Gone bool `json:"gone,omitempty"`
-
-	busy bool // a request is under way
-}
-
-func (l leave) key() string { return l.Org + "/" + l.ID }
-
-const leavingFile = "leaving.json"
 
 func openMachines(m *machines) (*machines, error) {
-	m.kick = make(chan struct{}, 1)
-	m.stays, m.leaving, m.removed, m.missing = map[string]*stay{}, map[string]leave{}, map[string]uint64{}, map[string]time.Time{}
+	m.kick, m.adopting = make(chan struct{}, 1), make(chan struct{}, adoptions)
+	m.stays, m.leaving, m.removed = map[string]*stay{}, map[string]leave{}, map[string]uint64{}
+	m.missing, m.unknown, m.swept = map[string]time.Time{}, map[string]time.Time{}, map[string]bool{}
+	if m.contact == nil {
+		m.contact = func() contact { return contact{} }
+	}
 	b, err := os.ReadFile(filepath.Join(m.dir, leavingFile))
 	if errors.Is(err, os.ErrNotExist) {
 		return m, nil
@@ -96,36 +100,10 @@ func openMachines(m *machines) (*machines, error) {
 		return m, nil
 	}
 	for _, l := range list {
-		m.leaving[l.key()] = l
+		m.leaving[l.at()] = l
 	}
 	m.kicked()
 	return m, nil
-}
-
-func (m *machines) kicked() {
-	select {
-	case m.kick <- struct{}{}:
-	default:
-	}
-}
-
-// saveLocked keeps the list of records to remove: a restart must not forget them.
-func (m *machines) saveLocked() {
-	list := slices.SortedFunc(maps.Values(m.leaving), func(a, b leave) int {
-		if a.key() < b.key() {
-			return -1
-		}
-		return 1
-	})
-	m.maskOf = nil
-	b, err := json.Marshal(list)
-	if err == nil {
-		err = enroll.WriteFile(filepath.Join(m.dir, leavingFile), b)
-	}
-	if err != nil {
-		m.log.Error("machines that ended: list not kept", "err", err)
-	}
-	m.changed.fire()
 }
 
 // plan decides what the firewall lets in and which links are left over, and finds
@@ -134,47 +112,153 @@ func (m *machines) plan(v *mesh.View, found []attach.Found, c contact) (in []pee
 	now := time.Now()
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	here := map[string]mesh.Machine{}
-	links := map[string]string{} // link: key
+	if c.fromCache && m.began == nil {
+		m.began = &v.Revision
+	}
+	here := map[string]mesh.Machine{} // those of this host, and (leave.at) those that are to come
+	links := map[string]string{}      // link: key
 	for _, r := range v.Machines {
-		if r.Host == m.host {
+		switch m.host {
+		case r.Host:
 			here[machineKey(r)] = r
 			links[attach.LinkName(r.Org, r.ID)] = machineKey(r)
+		case r.Next:
+			here[machineKey(r)+offSuffix] = r
 		}
 	}
-	for key, s := range m.stays {
-		r, known := here[key]
-		switch {
-		case known && r.Endpoint == s.record.Endpoint:
-			s.seen = true
-		case s.seen && s.record.Endpoint.IsValid() && !c.fromCache:
-			m.log.Info("machine was removed by an operator", "machine", key)
-			close(s.removed)
-			m.removed[key] = s.ns
-			delete(m.stays, key)
-			m.changed.fire()
-			continue
-		}
-		if s.record.Endpoint.IsValid() {
-			in = append(in, peers.Attachment{Link: s.link, Endpoint: s.record.Endpoint})
-		}
-	}
+	in = m.judgeLocked(v, c)
 	there := map[string]bool{}
 	for _, f := range found {
 		key := links[f.Link]
 		there[key] = true
 		if s := m.stayAtLocked(f.Link); s != nil {
+			delete(m.unknown, f.Link)
 			continue
 		}
-		if r, known := here[key]; known && !m.leavesLocked(r) {
+		r, known := here[key]
+		switch {
+		case known && !m.leavesLocked(r):
+			delete(m.unknown, f.Link)
 			in = append(in, peers.Attachment{Link: f.Link, Endpoint: r.Endpoint})
-		} else if !c.fromCache {
+		case c.fromCache:
+		case !known && m.mayBeLostLocked(f.Link, v, c, now):
+			if f.Endpoint.IsValid() {
+				in = append(in, peers.Attachment{Link: f.Link, Endpoint: f.Endpoint})
+			}
+		default:
 			leftover = append(leftover, f.Link)
 		}
 	}
 	m.sweepLocked(here, there, now)
 	m.forgetLocked(here)
 	return in, leftover
+}
+
+// judgeLocked decides the fate of the machines with a process, and returns what of
+// them the firewall lets in.
+func (m *machines) judgeLocked(v *mesh.View, c contact) (in []peers.Attachment) {
+	told := v
+	if c.told != nil {
+		told = c.told
+	}
+	inEffect, inTold := m.shownLocked(v), map[string]*mesh.Machine(nil)
+	if inTold = inEffect; told != v {
+		inTold = m.shownLocked(told)
+	}
+	for key, s := range m.stays {
+		if !s.record.Endpoint.IsValid() {
+			continue // it is being registered
+		}
+		seen := sight{host: m.host, effect: inEffect[key], told: inTold[key], epoch: told.Revision.Epoch, current: !c.fromCache}
+		if s.fate == fateStays {
+			m.decideLocked(s, seen)
+		}
+		if s.fate != fateRemoved {
+			in = append(in, peers.Attachment{Link: s.link, Endpoint: s.record.Endpoint})
+		}
+	}
+	return in
+}
+
+// shownLocked returns the records of a view whose machines have a process here.
+func (m *machines) shownLocked(v *mesh.View) map[string]*mesh.Machine {
+	out := make(map[string]*mesh.Machine, len(m.stays))
+	for i := range v.Machines {
+		if key := machineKey(v.Machines[i]); m.stays[key] != nil {
+			out[key] = &v.Machines[i]
+		}
+	}
+	return out
+}
+
+func (m *machines) decideLocked(s *stay, v sight) {
+	f, host := judge(s.standing, v)
+	if r := v.effect; f == fateStays && r != nil {
+		s.seen = s.seen || shows(r, v.host, s.record) || s.coming && r.Next == v.host
+		s.next = ""
+		if r.Next != v.host {
+			s.next = r.Next
+		}
+	}
+	switch f {
+	case fateStays:
+		if v.current && shows(v.told, v.host, s.record) {
+			s.epoch, s.asked = v.epoch, false
+		}
+		return
+	case fateLost:
+		if !s.asked {
+			s.asked = true
+			m.log.Warn("machine is unknown to controllers that were restored", "machine", s.key, "addr", s.record.Address().String())
+			s.lost <- struct{}{}
+		}
+		return
+	case fateMoved:
+		m.log.Info("machine moved to another host", "machine", s.key, "host", host)
+	case fateRemoved:
+		m.log.Info("machine was removed by an operator", "machine", s.key)
+		m.removed[s.key] = s.ns
+		delete(m.stays, s.key)
+	case fateOff:
+		m.log.Info("move was called off", "machine", s.key)
+	}
+	s.fate, s.host = f, host
+	close(s.over)
+	m.changed.fire()
+}
+
+// needs returns the orgs that machines here need though the controllers may not
+// show them to this host any more: what is under way to one that has moved is still
+// delivered, and one that is to be adopted goes on.
+func (m *machines) needs() (orgs []string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, s := range m.stays {
+		if s.fate == fateMoved || s.asked || s.coming {
+			orgs = append(orgs, s.record.Org)
+		}
+	}
+	return orgs
+}
+
+// mayBeLostLocked reports whether a link that no view knows may be that of a machine
+// that controllers forgot when they were restored, while the agent was down: its
+// process has a while to come back and say so.
+func (m *machines) mayBeLostLocked(link string, v *mesh.View, c contact, now time.Time) bool {
+	told := v
+	if c.told != nil {
+		told = c.told
+	}
+	if m.began == nil || told.Revision.Epoch <= m.began.Epoch {
+		return false
+	}
+	since, before := m.unknown[link]
+	if !before {
+		m.unknown[link] = now
+		time.AfterFunc(m.reclaim, m.wake)
+		return true
+	}
+	return now.Sub(since) < m.reclaim
 }
 
 func (m *machines) stayAtLocked(link string) *stay {
@@ -187,43 +271,31 @@ func (m *machines) stayAtLocked(link string) *stay {
 }
 
 // sweepLocked finds records of this host that nothing stands for any more: the host
-// was switched off, or agent and machine died together.
+// was switched off, or agent and machine died together, maybe in a move.
 func (m *machines) sweepLocked(here map[string]mesh.Machine, there map[string]bool, now time.Time) {
-	for key := range m.missing {
-		if _, known := here[key]; !known {
-			delete(m.missing, key)
+	for at := range m.missing {
+		if _, known := here[at]; !known {
+			delete(m.missing, at)
 		}
 	}
-	for key, r := range here {
-		if m.stays[key] != nil || there[key] || m.leavesLocked(r) {
-			delete(m.missing, key)
+	for at, r := range here {
+		off := at != machineKey(r)
+		if m.stays[machineKey(r)] != nil || there[at] || m.leavesLocked(r) || off && m.offLocked(r) {
+			delete(m.missing, at)
 			continue
 		}
-		since, before := m.missing[key]
+		since, before := m.missing[at]
 		if !before {
-			m.missing[key] = now
+			m.missing[at] = now
 			time.AfterFunc(m.reclaim, m.wake)
 			continue
 		}
 		if now.Sub(since) >= m.reclaim {
-			m.log.Info("machine has ended: nothing of it is here", "machine", key)
-			delete(m.missing, key)
-			m.leaveLocked(r)
+			m.log.Info("machine has ended: nothing of it is here", "machine", machineKey(r), "moving", off)
+			delete(m.missing, at)
+			m.swept[at] = true
+			m.leaveLocked(r, off)
 		}
-	}
-}
-
-// forgetLocked forgets the records that are gone and that the view does not show
-// any more.
-func (m *machines) forgetLocked(here map[string]mesh.Machine) {
-	before := len(m.leaving)
-	for key, l := range m.leaving {
-		if r, shown := here[key]; l.Gone && !(shown && l.Created.Equal(r.Created)) {
-			delete(m.leaving, key)
-		}
-	}
-	if len(m.leaving) != before {
-		m.saveLocked()
 	}
 }
 
@@ -244,80 +316,6 @@ func (m *machines) mask(v *mesh.View) *mesh.View {
 		m.masked = &w
 	}
 	return m.masked
-}
-
-// leavesLocked reports whether exactly this record is to go.
-func (m *machines) leavesLocked(r mesh.Machine) bool {
-	l, leaves := m.leaving[machineKey(r)]
-	return leaves && l.Created.Equal(r.Created)
-}
-
-// leaveLocked notes that a machine ended.
-func (m *machines) leaveLocked(r mesh.Machine) {
-	if m.keep {
-		return
-	}
-	m.leaving[machineKey(r)] = leave{Org: r.Org, ID: r.ID, Created: r.Created}
-	m.saveLocked()
-	m.kicked()
-	m.wake()
-}
-
-// run removes records until ctx ends. What a controller cannot do now is tried
-// again for as long as it takes.
-func (m *machines) run(ctx context.Context, t Timing) {
-	b := backoff{first: t.Backoff, most: t.MaxBackoff}
-	for {
-		l, any := m.begin()
-		if !any {
-			b.reset()
-			select {
-			case <-ctx.Done():
-				return
-			case <-m.kick:
-			}
-			continue
-		}
-		err := m.request(ctx, http.MethodDelete, machinePath(l.Org, l.ID), nil, nil)
-		// On another host, or not ours any more: then it is not ours to remove.
-		done := err == nil || errors.Is(err, api.ErrNotFound) || errors.Is(err, api.ErrConflict) || errors.Is(err, api.ErrForbidden)
-		m.end(l, done)
-		switch {
-		case ctx.Err() != nil:
-			return
-		case done:
-			m.log.Info("machine left", "machine", l.key())
-		default:
-			m.log.Warn("record of a machine that ended is not removed yet", "machine", l.key(), "err", err)
-			if !wait(ctx, b.step(), nil) {
-				return
-			}
-		}
-	}
-}
-
-// begin takes one record to remove.
-func (m *machines) begin() (l leave, any bool) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	for _, key := range slices.Sorted(maps.Keys(m.leaving)) {
-		// One whose name is being used again is not to be removed under its user.
-		if l := m.leaving[key]; !l.Gone && m.stays[key] == nil {
-			l.busy = true
-			m.leaving[key] = l
-			return l, true
-		}
-	}
-	return leave{}, false
-}
-
-// end notes what became of the attempt.
-func (m *machines) end(l leave, done bool) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	l.busy, l.Gone = false, done
-	m.leaving[l.key()] = l
-	m.saveLocked()
 }
 
 func machinePath(org, id string) string {

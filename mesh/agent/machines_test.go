@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -26,9 +27,13 @@ type registry struct {
 	mu      sync.Mutex
 	records map[string]mesh.Machine
 	down    bool
-	asked   []string
-	slot    uint16
-	t       testing.TB
+	mute    int // answers that get lost
+	epoch   uint32
+	// addresses that are kept for a name
+	reserved map[string]netip.Prefix
+	asked    []string
+	slot     uint16
+	t        testing.TB
 }
 
 func (r *registry) request(_ context.Context, method, path string, in, out any) error {
@@ -39,29 +44,81 @@ func (r *registry) request(_ context.Context, method, path string, in, out any) 
 	if r.down {
 		return api.ErrUnreachable
 	}
-	if method == http.MethodDelete {
-		key := parts[0] + "/" + parts[2]
-		if _, there := r.records[key]; !there {
-			return api.ErrNotFound
-		}
+	key := parts[0] + "/"
+	if len(parts) > 2 {
+		key += parts[2]
+	}
+	old, there := r.records[key]
+	switch {
+	case len(parts) > 3 && !there, method == http.MethodDelete && !there:
+		return api.ErrNotFound
+	case len(parts) > 3 && method == http.MethodPut:
+		return r.commitLocked(key, old, in.(api.MoveMachine), out.(*api.MachineInfo))
+	case len(parts) > 3 && old.Next != "a":
+		return api.ErrConflict
+	case len(parts) > 3:
+		old.Next = ""
+		r.records[key] = old
+		return nil
+	case method == http.MethodDelete:
 		delete(r.records, key)
 		return nil
 	}
-	q := in.(api.CreateMachine)
-	if q.ID == "" {
-		q.ID = "drawn"
+	return r.createLocked(parts[0], in.(api.CreateMachine), out.(*api.MachineInfo))
+}
+
+func (r *registry) commitLocked(key string, m mesh.Machine, q api.MoveMachine, out *api.MachineInfo) error {
+	switch {
+	case m.Host == "a" && m.Generation == q.Generation+1: // said before
+	case m.Next != "a" || m.Generation != q.Generation:
+		return api.ErrConflict
+	default:
+		m.Host, m.Next, m.Generation = "a", "", m.Generation+1
+		r.records[key] = m
 	}
-	key := parts[0] + "/" + q.ID
-	if _, there := r.records[key]; there {
+	*out = api.MachineInfo{Machine: m}
+	return r.answerLocked()
+}
+
+func (r *registry) createLocked(org string, q api.CreateMachine, out *api.MachineInfo) error {
+	key := org + "/" + q.ID
+	m, there := r.records[key]
+	for at, other := range r.records {
+		if q.Endpoint.IsValid() && other.Endpoint == q.Endpoint && !(at == key && q.Move) {
+			return api.ErrConflict
+		}
+	}
+	switch {
+	case there && m.Host == "a": // said before
+	case there && q.Move:
+		m.Next = "a"
+	case there:
 		return api.ErrExists
-	}
-	r.slot++
-	m := mesh.Machine{
-		Org: parts[0], ID: q.ID, App: q.App, Group: q.Group, Meta: q.Meta, Host: "a", State: mesh.StateStarted,
-		Endpoint: testPlan(r.t).Endpoint(1, mesh.Host{Number: 1}.Position(), r.slot), Created: time.Now().UTC(),
+	default:
+		r.slot++
+		m = mesh.Machine{
+			Org: org, ID: q.ID, App: q.App, Group: q.Group, Meta: q.Meta, Host: "a", State: mesh.StateStarted,
+			Stable:   q.Stable == nil && q.ID != "" || q.Stable != nil && *q.Stable,
+			Endpoint: testPlan(r.t).Endpoint(1, mesh.Host{Number: 1}.Position(), r.slot), Created: time.Now().UTC(),
+		}
+		if kept, there := r.reserved[key]; there {
+			m.Endpoint = kept
+		}
+		if q.Endpoint.IsValid() {
+			m.Endpoint = q.Endpoint
+		}
 	}
 	r.records[key] = m
-	*out.(*api.MachineInfo) = api.MachineInfo{Machine: m}
+	*out = api.MachineInfo{Machine: m}
+	return r.answerLocked()
+}
+
+// answerLocked loses an answer if it is to.
+func (r *registry) answerLocked() error {
+	if r.mute > 0 {
+		r.mute--
+		return api.ErrUnreachable
+	}
 	return nil
 }
 
@@ -71,7 +128,7 @@ func (r *registry) set(change func()) { r.mu.Lock(); defer r.mu.Unlock(); change
 func (r *registry) view() *mesh.View {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	v := &mesh.View{Plan: testPlan(r.t), Self: mesh.Node{Kind: mesh.KindHost, Name: "a"}, Host: &mesh.Host{Name: "a", Number: 1}, Orgs: []mesh.Org{{Name: "o", Network: 1}}}
+	v := &mesh.View{Revision: mesh.Revision{Epoch: r.epoch}, Plan: testPlan(r.t), Self: mesh.Node{Kind: mesh.KindHost, Name: "a"}, Host: &mesh.Host{Name: "a", Number: 1}, Orgs: []mesh.Org{{Name: "o", Network: 1}}}
 	for _, m := range r.records {
 		v.Machines = append(v.Machines, m)
 	}
@@ -321,7 +378,7 @@ func TestRemovedByAnOperator(t *testing.T) {
 	}
 	in, leftover := m.plan(r.view(), found, contact{})
 	select {
-	case <-s.removed:
+	case <-s.over:
 	default:
 		t.Error("the machine was not told")
 	}

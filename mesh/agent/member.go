@@ -36,11 +36,11 @@ type member struct {
 	log        *slog.Logger
 
 	certificate atomic.Pointer[tls.Certificate]
+	refused     chan struct{} // wakes renew: a controller does not take the certificate
 
-	mu        sync.Mutex // guards what follows
-	saved     enroll.Membership
-	preferred string                 // the controller that worked last
-	clients   map[string]*api.Client // by servers, joined with a space
+	mu      sync.Mutex // guards what follows
+	saved   enroll.Membership
+	clients map[string]*api.Client // by servers, joined with a space
 }
 
 // openMember reads the membership of a node that has joined. The error wraps
@@ -48,7 +48,7 @@ type member struct {
 func openMember(j Join, kind string, t Timing, p *problems, log *slog.Logger) (*member, error) {
 	m := &member{
 		identity: enroll.Identity{Dir: j.StateDir}, configured: j.Controllers, timing: t, problems: p, log: log,
-		clients: map[string]*api.Client{},
+		refused: make(chan struct{}, 1), clients: map[string]*api.Client{},
 	}
 	var err error
 	if m.keys, err = m.identity.Keys(); err != nil {
@@ -95,18 +95,23 @@ func (m *member) node() mesh.Node {
 
 func (m *member) wireguard() wgtypes.Key { return m.keys.WireGuard }
 
-// servers lists the controllers: the one that worked last, those of the view,
-// those given by the user.
+// servers lists the controllers: those that worked, the last one first, those of the
+// view, those given by the user.
 func (m *member) servers() []string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	return distinct(m.saved.Worked, m.saved.Controllers, m.configured)
+}
+
+// distinct joins lists of base URLs; each is there once.
+func distinct(lists ...[]string) []string {
 	var all []string
-	for _, s := range slices.Concat(m.saved.Controllers, m.configured) {
+	for _, s := range slices.Concat(lists...) {
 		if s = strings.TrimSuffix(s, "/"); !slices.Contains(all, s) {
 			all = append(all, s)
 		}
 	}
-	return preferring(all, m.preferred)
+	return all
 }
 
 // client returns a client for servers, or for all controllers.
@@ -140,39 +145,52 @@ func (m *member) do(ctx context.Context, method, path string, in, out any) error
 }
 
 // open opens a view stream.
-func (m *member) open(ctx context.Context, server string) (viewStream, error) {
+func (m *member) open(ctx context.Context, server string, last mesh.Revision) (viewStream, error) {
 	c, err := m.client(server)
 	if err != nil {
 		return nil, err
 	}
-	s, err := c.View(ctx, m.timing.Silence)
+	s, err := c.View(ctx, last, m.timing.Silence)
+	if errors.Is(err, api.ErrUnauthorized) {
+		select {
+		case m.refused <- struct{}{}:
+		default:
+		}
+	}
 	if err != nil {
 		return nil, err // not s: a nil *api.Stream is no nil viewStream
 	}
 	return s, nil
 }
 
-// worked learns what a view says of controllers and roots, and keeps it.
+// worked learns what a view says of controllers and roots, and keeps it, with the
+// controllers that gave the last views: the list in a view may be of no use from here.
 func (m *member) worked(server string, v *mesh.View) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.preferred = server
 	next := m.saved
+	next.Worked = distinct([]string{server}, m.saved.Worked)
+	next.Worked = next.Worked[:min(len(next.Worked), workedMost)]
 	if len(v.Controllers) > 0 {
 		next.Controllers = v.Controllers
 	}
 	if _, err := enroll.ParseRoots(v.Roots); err == nil && len(v.Roots) > 0 {
 		next.Roots = v.Roots
 	}
-	if slices.Equal(next.Controllers, m.saved.Controllers) && slices.Equal(next.Roots, m.saved.Roots) {
+	learnt := !slices.Equal(next.Controllers, m.saved.Controllers) || !slices.Equal(next.Roots, m.saved.Roots)
+	if !learnt && slices.Equal(next.Worked, m.saved.Worked) {
 		return
 	}
-	if m.problems.err("identity", m.identity.Save(next)) {
+	m.problems.err("identity", m.identity.Save(next))
+	if learnt {
 		m.log.Info("controllers or roots changed", "controllers", strings.Join(next.Controllers, " "), "roots", len(next.Roots))
 	}
 	m.saved = next
 	m.forgetClientsLocked()
 }
+
+// workedMost is how many controllers that worked are remembered.
+const workedMost = 3
 
 // enroll joins the mesh with a token. It goes on until a controller has answered;
 // only a wrong pin, a refused token or a request that cannot be right end it.
@@ -251,13 +269,12 @@ func (j Join) token() (enroll.Token, error) {
 	return enroll.ParseToken(text)
 }
 
-// renew keeps the certificate young until ctx ends: at two thirds of its life, and
-// at once if it has expired.
+// renew keeps the certificate young until ctx ends: at two thirds of its life, at
+// once if it has expired, and when a controller does not take it: clocks differ.
 func (m *member) renew(ctx context.Context) {
 	b := backoff{first: m.timing.Backoff, most: 10 * m.timing.MaxBackoff}
 	for {
-		due := time.Until(enroll.RenewAt(m.certificate.Load().Leaf))
-		if due > 0 && !wait(ctx, due, nil) || ctx.Err() != nil {
+		if !m.awaitRenewal(ctx) {
 			return
 		}
 		err := m.renewNow(ctx)
@@ -281,6 +298,30 @@ func (m *member) renew(ctx context.Context) {
 	}
 }
 
+// lookAt bounds how long the clock is not looked at: a timer runs late by as long as
+// the machine sleeps, and knows nothing of a clock that is set.
+const lookAt = time.Minute
+
+// awaitRenewal waits until the certificate is to be renewed. It is false when ctx has
+// ended.
+func (m *member) awaitRenewal(ctx context.Context) bool {
+	for {
+		due := time.Until(enroll.RenewAt(m.certificate.Load().Leaf))
+		if due <= 0 {
+			return ctx.Err() == nil
+		}
+		timer := time.NewTimer(min(due, lookAt))
+		select {
+		case <-ctx.Done():
+		case <-timer.C:
+			continue
+		case <-m.refused:
+		}
+		timer.Stop()
+		return ctx.Err() == nil
+	}
+}
+
 // expired reports whether the certificate is of no use any more but for renewal.
 func (m *member) expired() bool { return time.Now().After(m.certificate.Load().Leaf.NotAfter) }
 
@@ -295,9 +336,7 @@ func (m *member) renewNow(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("renew the certificate: %w", err)
 	}
-	if old := m.certificate.Load().Leaf; leaf.NotAfter.Before(old.NotAfter) {
-		return fmt.Errorf("renew the certificate: the new one ends at %s, before the old one", leaf.NotAfter.Format(time.RFC3339))
-	}
+	// It may end before the old one: the controller's clock was ahead then.
 	m.mu.Lock()
 	saved := m.saved
 	m.mu.Unlock()

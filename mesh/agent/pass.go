@@ -52,7 +52,8 @@ type loop struct {
 	noWall    bool // fault injection: no firewall
 	noClients bool // fault injection: no tunnels to clients
 
-	guarded bool // the firewall has been in force once: it stays
+	guarded bool       // the firewall has been in force once: it stays
+	last    *mesh.View // of the last pass
 }
 
 // pass brings the system from what it is to what v says. It is the same work
@@ -71,7 +72,8 @@ func (l *loop) pass(ctx context.Context, v *mesh.View) (applied, error) {
 	}
 	attachments, leftover := l.machines.plan(v, found, l.contact())
 	v = l.machines.mask(v)
-	out.view = v
+	v = carryOn(l.last, v, l.machines.needs())
+	out.view, l.last = v, v
 	var errs []error
 	fail := func(err error) {
 		if err != nil {

@@ -188,8 +188,11 @@ func TestFirewallComesFirst(t *testing.T) {
 	less := *v
 	less.Hosts = v.Hosts[:1]
 	a, err := l.pass(t.Context(), &less)
-	if err == nil || !strings.Contains(s.take(), "remove "+keyOf(3).String()) {
+	if err == nil || !strings.Contains(s.take(), "drop "+keyOf(3).String()) {
 		t.Fatalf("a revocation was held up by the firewall: %v", err)
+	}
+	if _, err := l.pass(t.Context(), &less); err == nil || !strings.Contains(s.take(), "remove "+keyOf(3).String()) {
+		t.Fatalf("the peer that was revoked stays: %v", err)
 	}
 	if len(a.links) != 0 {
 		t.Error("a machine was told that the firewall knows it")
@@ -335,7 +338,7 @@ func TestWatchdog(t *testing.T) {
 func TestNetBird3843LastViewOnDisk(t *testing.T) {
 	dir := t.TempDir()
 	v := sampleView(t)
-	b, err := encodeView(v, time.Now())
+	b, err := encodeView(v, true, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -156,7 +156,7 @@ func recoverLaptop(ctx context.Context, cfg LaptopConfig) error {
 	if readErr != nil {
 		return err
 	}
-	if v, _, decodeErr := decodeView(b, mesh.Node{}); decodeErr == nil {
+	if v, _, _, decodeErr := decodeView(b, mesh.Node{}); decodeErr == nil {
 		_, routeErr := link.Remove(nil, link.Config{Link: cfg.Link, Unreachable: v.Plan.Prefix()})
 		err = errors.Join(err, routeErr)
 	}

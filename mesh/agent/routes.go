@@ -12,6 +12,7 @@ import (
 	"github.com/weftmesh/weft/mesh/agent/local"
 	"github.com/weftmesh/weft/mesh/api"
 	"github.com/weftmesh/weft/mesh/attach"
+	"github.com/weftmesh/weft/peers/netns"
 )
 
 // routes is the local API of a host.
@@ -42,6 +43,7 @@ func (h *host) routes() http.Handler {
 		answer(w, p, err)
 	})
 	mux.HandleFunc("POST /v1/attach", h.attach)
+	mux.HandleFunc("POST /v1/attach/ready", h.attachReady)
 	return mux
 }
 
@@ -99,7 +101,8 @@ func (h *host) awaitView(ctx context.Context) error {
 // stay attaches a machine, tells its process, and waits for the end. An error is
 // returned only as long as nothing was told.
 func (h *host) stay(w http.ResponseWriter, r *http.Request, request local.AttachRequest) error {
-	cred, ok := caller(r.Context())
+	ctx := r.Context()
+	cred, ok := caller(ctx)
 	if !ok {
 		return errors.New("the kernel does not say who asks")
 	}
@@ -108,54 +111,116 @@ func (h *host) stay(w http.ResponseWriter, r *http.Request, request local.Attach
 		return err
 	}
 	defer ns.Close()
-	s, err := h.machines.enter(r.Context(), request, id, h.ready.Load().follower.View)
+	s, err := h.machines.enter(ctx, request, id, h.ready.Load().follower.View)
 	if err != nil {
 		return err
 	}
-	v, err := h.inEffect(r.Context(), s)
+	h.machines.belongs(s, cred.Pid)
+	h.problems.set("fenced/"+s.key, "")
+	told, err := h.attachLink(ctx, s, ns)
 	if err == nil {
-		// Whoever lives is known after a restart, even without a controller.
-		h.ready.Load().follower.awaitKept(r.Context(), func(v *mesh.View) bool { return holds(v, s.record) })
+		err = tell(w, told)
 	}
-	var told local.Attached
+	var over *local.Over
 	if err == nil {
-		m := attach.Machine{Link: s.link, Alias: "weft machine " + s.key, Endpoint: s.record.Endpoint, MTU: h.mtu(v)}
-		if err = attach.Attach(h.plane.ns, ns, m); err == nil {
-			told = h.attached(v, s.record, m.MTU)
-			h.log.Info("machine attached", "machine", s.key, "app", s.record.App, "addr", told.Address.String(), "link", s.link)
-			err = tell(w, told)
-		}
+		over = h.lives(ctx, s, w)
 	}
-	if err == nil {
-		select {
-		case <-r.Context().Done():
-		case <-s.removed:
-		}
-	}
-	if ending(r.Context()) {
+	if ending(ctx) {
 		return nil // the machine lives on: its process comes back to the next agent
 	}
-	h.leave(s)
-	if told != (local.Attached{}) {
-		return nil
+	h.leave(s, over)
+	if err != nil && told == (local.Attached{}) {
+		return err
 	}
-	return err
+	if over != nil {
+		h.log.Info("machine's stay is over", "machine", s.key, "why", over.Message)
+		if err := tell(w, local.Notice{Over: over}); err != nil && ctx.Err() == nil {
+			h.log.Warn("machine's process was not told", "machine", s.key, "err", err)
+		}
+	}
+	return nil
+}
+
+// attachLink gives a machine its link, once the firewall knows it. One that is
+// still on another host can send, and gets nothing yet.
+func (h *host) attachLink(ctx context.Context, s *stay, ns *netns.Handle) (told local.Attached, err error) {
+	v, err := h.inEffect(ctx, s)
+	if err != nil {
+		return told, err
+	}
+	// Whoever lives is known after a restart, even without a controller.
+	h.ready.Load().follower.awaitKept(ctx, func(v *mesh.View) bool { return holds(v, s.record) })
+	m := attach.Machine{Link: s.link, Alias: "weft machine " + s.key, Endpoint: s.record.Endpoint, MTU: h.mtu(v), Unrouted: s.coming}
+	if err := attach.Attach(h.plane.ns, ns, m); err != nil {
+		return told, err
+	}
+	told = h.attached(v, s.record, m.MTU)
+	told.Held = h.machines.held(s, v)
+	if s.coming {
+		told.From = s.record.Host
+	}
+	h.log.Info("machine attached", "machine", s.key, "app", s.record.App, "addr", told.Address.String(), "link", s.link, "from", told.From)
+	return told, nil
+}
+
+// lives waits for the end of a machine's stay: nil if it is its process's, else why.
+func (h *host) lives(ctx context.Context, s *stay, w http.ResponseWriter) *local.Over {
+	if s.coming {
+		if over := h.comes(ctx, s); over != nil || ctx.Err() != nil {
+			return over
+		}
+		if !h.tellHeld(w, s) {
+			return nil
+		}
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-s.over:
+			switch s.fate {
+			case fateMoved:
+				return h.goes(ctx, s)
+			default:
+				return &local.Over{Code: local.OverRemoved, Message: fmt.Sprintf("machine %s: it was removed by an operator", s.key), Hint: "start it anew to bring it back"}
+			}
+		case <-s.lost:
+			if over := h.adopt(ctx, s); over != nil {
+				h.problems.set("fenced/"+s.key, over.Message)
+				h.log.Error("machine is fenced", "machine", s.key, "why", over.Message)
+				return over
+			}
+			if ctx.Err() == nil && !h.tellHeld(w, s) {
+				return nil
+			}
+		}
+	}
+}
+
+// tellHeld tells a machine's process what it holds now. It is false if it has gone.
+func (h *host) tellHeld(w http.ResponseWriter, s *stay) bool {
+	now := h.machines.held(s, h.told())
+	return tell(w, local.Notice{Holds: &now}) == nil
 }
 
 // leave takes a machine out: first its link, so that nobody uses its address, then
-// its record.
-func (h *host) leave(s *stay) {
+// its record, unless that is another's.
+func (h *host) leave(s *stay, over *local.Over) {
 	if err := attach.Detach(h.plane.ns, s.link); err != nil {
 		h.log.Warn("machine's link not removed", "machine", s.key, "link", s.link, "err", err)
 	}
-	h.machines.leaves(s)
+	if over != nil && over.Code == local.OverFenced {
+		h.machines.drop(s)
+	} else {
+		h.machines.leaves(s)
+	}
 	h.log.Info("machine detached", "machine", s.key)
 }
 
 // tell sends one line and keeps the response open.
-func tell(w http.ResponseWriter, a local.Attached) error {
+func tell(w http.ResponseWriter, line any) error {
 	w.Header().Set("Content-Type", "application/json")
-	if err := json.NewEncoder(w).Encode(a); err != nil {
+	if err := json.NewEncoder(w).Encode(line); err != nil {
 		return err
 	}
 	return http.NewResponseController(w).Flush()
@@ -187,10 +252,6 @@ func (h *host) inEffect(ctx context.Context, s *stay) (*mesh.View, error) {
 
 // holds reports whether a view shows exactly this record.
 func holds(v *mesh.View, r mesh.Machine) bool {
-	for _, m := range v.Machines {
-		if m.Org == r.Org && m.ID == r.ID {
-			return m.Endpoint == r.Endpoint
-		}
-	}
-	return false
+	shown := find(v, r.Org, r.ID)
+	return shown != nil && shown.Endpoint == r.Endpoint && shown.Host == r.Host && (r.Next == "" || shown.Next == r.Next)
 }

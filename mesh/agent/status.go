@@ -75,7 +75,7 @@ func (h *host) status(ctx context.Context) (local.Status, error) {
 		Version: h.cfg.Version, Backend: "userspace", Link: h.cfg.Link, Namespace: h.cfg.Namespace, Problems: h.problems.list(),
 	}
 	if m := h.member.Load(); m != nil {
-		base.Node = m.node().String()
+		base.Node, base.Controllers = m.node().String(), m.servers()
 	}
 	r := h.ready.Load()
 	if r == nil || r.follower.View() == nil {
@@ -88,6 +88,7 @@ func (h *host) status(ctx context.Context) (local.Status, error) {
 	}
 	s := statusOf(v, r.follower.Contact(), stats, *h.plane.facts.Load(), time.Now())
 	s.Version, s.Backend, s.Link, s.Namespace, s.Problems = base.Version, base.Backend, base.Link, base.Namespace, base.Problems
+	s.Controllers = base.Controllers
 	s.MTU = h.mtu(v)
 	if a := h.effect.Load(); a != nil {
 		s.Revision = a.view.Revision.String()

@@ -2,6 +2,8 @@ package agent
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"maps"
@@ -26,7 +28,7 @@ const handOver = 5 * time.Second
 func checkAttach(r local.AttachRequest) error {
 	for _, f := range []struct{ kind, name string }{{"org", r.Org}, {"app", r.App}, {"machine", r.ID}} {
 		if f.kind == "machine" && f.name == "" {
-			continue // drawn by the controller
+			continue // drawn in enter
 		}
 		if err := mesh.CheckName(f.kind, f.name); err != nil {
 			return invalid("%s", err)
@@ -68,16 +70,25 @@ func machineNamespace(pid int32, tid int, plane *netns.Handle) (ns *netns.Handle
 	return ns, st.Ino, nil
 }
 
-// enter gives a machine its record: the one that it had before, or a new one.
+// enter gives a machine its record: the one that it had before, or a new one. With
+// a record that says another host, it is prepared to come here.
 func (m *machines) enter(ctx context.Context, r local.AttachRequest, ns uint64, view func() *mesh.View) (*stay, error) {
-	s := &stay{removed: make(chan struct{}), ns: ns}
-	if r.ID != "" {
-		s.key = r.Org + "/" + r.ID
-		if err := m.reserve(ctx, s); err != nil {
-			return nil, err
+	if r.ID == "" {
+		// Drawn here, so that a request whose answer was lost is the same request again.
+		r.ID = drawID()
+		if r.Stable == nil {
+			r.Stable = new(bool) // nobody will ask for that name again
 		}
 	}
-	record, err := m.register(ctx, r, view())
+	s := &stay{
+		key: r.Org + "/" + r.ID, link: attach.LinkName(r.Org, r.ID), ns: ns,
+		ready: make(chan struct{}), lost: make(chan struct{}, 1), over: make(chan struct{}),
+	}
+	if err := m.reserve(ctx, s); err != nil {
+		return nil, err
+	}
+	v := view()
+	record, seen, err := m.register(ctx, r, v)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if err != nil {
@@ -87,15 +98,48 @@ func (m *machines) enter(ctx context.Context, r local.AttachRequest, ns uint64, 
 		m.changed.fire()
 		return nil, err
 	}
-	s.record, s.key, s.link = record, machineKey(record), attach.LinkName(record.Org, record.ID)
-	m.stays[s.key] = s
+	s.standing = standing{record: record, seen: seen, coming: record.Host != m.host}
+	switch {
+	case r.Held != nil && seen:
+		// The view may have it only because its removal is held back.
+		s.epoch = r.Held.Revision.Epoch
+	case v != nil:
+		s.epoch = v.Revision.Epoch
+	}
 	// Only a record that was to go and is used again; a request that is under way
 	// for an older one ends in nothing.
 	delete(m.leaving, s.key)
+	delete(m.leaving, s.key+offSuffix)
 	delete(m.removed, s.key)
+	delete(m.swept, s.key)
 	m.saveLocked()
 	m.wake()
 	return s, nil
+}
+
+// belongs notes which process a machine is of.
+func (m *machines) belongs(s *stay, pid int32) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s.pid = pid
+}
+
+// held is what the process of a machine is told that it holds, as of a view.
+func (m *machines) held(s *stay, v *mesh.View) local.Held {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	h := local.Held{Endpoint: s.record.Endpoint, Generation: s.record.Generation, Revision: v.Revision}
+	if s.epoch < v.Revision.Epoch {
+		h.Revision = mesh.Revision{Epoch: s.epoch} // the view is newer than what is known of it
+	}
+	return h
+}
+
+// drawID returns a name that nobody else draws.
+func drawID() string {
+	b := make([]byte, 7)
+	rand.Read(b) // never fails
+	return hex.EncodeToString(b)
 }
 
 // reserve keeps a name for s: while the machine that had it is just ending, it
@@ -124,67 +168,128 @@ func (m *machines) tryReserve(s *stay) (ok bool, err error) {
 			Message: fmt.Sprintf("machine %s: it was removed by an operator", s.key), Advice: "start it anew to bring it back",
 		}
 	}
-	if m.stays[s.key] != nil || m.leaving[s.key].busy {
+	if m.stays[s.key] != nil || m.leaving[s.key].busy || m.leaving[s.key+offSuffix].busy {
 		return false, nil
 	}
 	m.stays[s.key] = s
 	return true, nil
 }
 
-// register returns the machine's record. One that this host holds and nobody uses
-// (the agent was restarted, or a controller could not be reached to remove it) is
-// taken over if it says the same, so that a machine stays what it is without any
-// controller.
-func (m *machines) register(ctx context.Context, r local.AttachRequest, v *mesh.View) (mesh.Machine, error) {
+// register returns the machine's record, and whether a view has it. One that this
+// host holds and nobody uses (the agent was restarted, or a controller could not be
+// reached to remove it) is taken over if it says the same, so that a machine stays
+// what it is without any controller.
+func (m *machines) register(ctx context.Context, r local.AttachRequest, v *mesh.View) (record mesh.Machine, seen bool, err error) {
 	if old, ok := m.unused(r, v); ok {
-		if old.App == r.App && old.Group == r.Group && maps.Equal(old.Meta, r.Meta) {
-			return old, nil
+		if old.App == r.App && old.Group == r.Group && maps.Equal(old.Meta, r.Meta) && (r.Stable == nil || old.Stable == *r.Stable) {
+			return old, true, nil
 		}
 		err := m.request(ctx, http.MethodDelete, machinePath(r.Org, r.ID), nil, nil)
 		if err != nil && !errors.Is(err, api.ErrNotFound) {
-			return mesh.Machine{}, attachError(r, err)
+			return record, false, attachError(r, err)
+		}
+	} else if r.Held != nil {
+		record, back, err := m.comeBack(ctx, r, v)
+		if back || err != nil {
+			return record, false, err
 		}
 	}
-	var made api.MachineInfo
-	err := m.request(ctx, http.MethodPost, machinePath(r.Org, ""), api.CreateMachine{ID: r.ID, App: r.App, Group: r.Group, Meta: r.Meta}, &made)
+	record, err = m.create(ctx, r.Org, api.CreateMachine{ID: r.ID, App: r.App, Group: r.Group, Meta: r.Meta, Stable: r.Stable, Move: r.Move})
 	if err != nil {
-		return mesh.Machine{}, attachError(r, err)
+		return record, false, attachError(r, err)
 	}
-	return made.Machine, nil
+	return record, false, nil
 }
 
-// unused returns this host's record of a name, unless it has been removed.
-func (m *machines) unused(r local.AttachRequest, v *mesh.View) (mesh.Machine, bool) {
-	if v == nil || r.ID == "" {
-		return mesh.Machine{}, false
+func (m *machines) create(ctx context.Context, org string, c api.CreateMachine) (mesh.Machine, error) {
+	var made api.MachineInfo
+	err := m.request(ctx, http.MethodPost, machinePath(org, ""), c, &made)
+	return made.Machine, err
+}
+
+// comeBack decides what becomes of a machine that the process says it had and that
+// is not in the view: nobody makes it anew against an operator who removed it, or
+// beside another host that has it. back is false if it is to be registered anew.
+func (m *machines) comeBack(ctx context.Context, r local.AttachRequest, v *mesh.View) (record mesh.Machine, back bool, err error) {
+	key := r.Org + "/" + r.ID
+	m.mu.Lock()
+	swept := m.swept[key]
+	m.mu.Unlock()
+	if swept {
+		return record, false, nil // nobody but this agent removed it
 	}
-	i := slices.IndexFunc(v.Machines, func(x mesh.Machine) bool { return x.Org == r.Org && x.ID == r.ID && x.Host == m.host })
+	shown := find(v, r.Org, r.ID)
+	record = mesh.Machine{
+		Org: r.Org, ID: r.ID, App: r.App, Group: r.Group, Meta: r.Meta, Stable: r.Stable == nil || *r.Stable,
+		Endpoint: r.Held.Endpoint, Generation: r.Held.Generation,
+	}
+	s := standing{record: record, epoch: r.Held.Revision.Epoch, seen: true}
+	current := !m.contact().fromCache && !earlier(v.Revision, r.Held.Revision)
+	switch f, host := judge(s, sight{m.host, shown, shown, v.Revision.Epoch, current}); f {
+	case fateMoved:
+		return record, false, errOver(local.OverMoved, "machine %s moved to host %s", key, host)
+	case fateRemoved:
+		return record, false, errOver(local.OverRemoved, "machine %s: it was removed by an operator", key)
+	case fateLost:
+		record, err = m.adopt(ctx, record, shown)
+		switch {
+		case err == nil:
+			return record, true, nil
+		case refusedForGood(err):
+			return record, false, errOver(local.OverFenced, "%s", fencedSentence(key, r.Held.Endpoint, err))
+		}
+		return record, false, attachError(r, err)
+	}
+	return record, false, &api.Error{
+		Status: api.ErrUnavailable.Status, Code: api.ErrUnavailable.Code,
+		Message: fmt.Sprintf("machine %s: no controller has said yet whether it is still this host's", key),
+	}
+}
+
+// errOver says that a machine's stay is over for good.
+func errOver(code, format string, args ...any) error {
+	e := &api.Error{Status: http.StatusConflict, Code: code, Message: fmt.Sprintf(format, args...)}
+	if code == local.OverRemoved {
+		e.Advice = "start it anew to bring it back"
+	}
+	return e
+}
+
+// find returns what a view has of a machine, nil if nothing.
+func find(v *mesh.View, org, id string) *mesh.Machine {
+	if v == nil {
+		return nil
+	}
+	i := slices.IndexFunc(v.Machines, func(x mesh.Machine) bool { return x.Org == org && x.ID == id })
 	if i < 0 {
+		return nil
+	}
+	return &v.Machines[i]
+}
+
+// unused returns this host's record of a name, unless it has been removed or is
+// not the one that the process had.
+func (m *machines) unused(r local.AttachRequest, v *mesh.View) (mesh.Machine, bool) {
+	old := find(v, r.Org, r.ID)
+	if old == nil || old.Host != m.host || r.Held != nil && old.Endpoint != r.Held.Endpoint {
 		return mesh.Machine{}, false
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	old := v.Machines[i]
-	return old, !(m.leavesLocked(old) && m.leaving[machineKey(old)].Gone)
+	return *old, !(m.leavesLocked(*old) && m.leaving[machineKey(*old)].Gone)
 }
 
 // attachError says what to do when a machine cannot be registered.
 func attachError(r local.AttachRequest, err error) error {
-	err = fmt.Errorf("register machine %s of %s/%s: %w", orDrawn(r.ID), r.Org, r.App, err)
+	err = fmt.Errorf("register machine %s of %s/%s: %w", r.ID, r.Org, r.App, err)
 	if errors.Is(err, api.ErrUnreachable) {
 		return mesh.WithHint(err, "a new machine needs a controller; those that run go on without one")
 	}
 	return err
 }
 
-func orDrawn(id string) string {
-	if id == "" {
-		return "(unnamed)"
-	}
-	return id
-}
-
-// leaves ends a stay: the machine's process is gone. The record follows.
+// leaves ends a stay: the machine's process is gone. The record follows, if it is
+// ours; a move to this host is called off.
 func (m *machines) leaves(s *stay) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -192,7 +297,20 @@ func (m *machines) leaves(s *stay) {
 		return // removed by an operator
 	}
 	delete(m.stays, s.key)
-	m.leaveLocked(s.record)
+	if s.fate == fateStays || s.coming {
+		m.leaveLocked(s.record, s.coming)
+	}
+	m.changed.fire()
+	m.wake()
+}
+
+// drop ends a stay whose record is not ours.
+func (m *machines) drop(s *stay) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.stays[s.key] == s {
+		delete(m.stays, s.key)
+	}
 	m.changed.fire()
 	m.wake()
 }

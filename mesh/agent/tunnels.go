@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"time"
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
@@ -20,6 +21,7 @@ type tunnels struct {
 	key    wgtypes.Key
 	port   uint16
 	log    *slog.Logger
+	later  func() // wakes the loop in a moment; nil: the next pass will do
 	wanted peers.Config
 }
 
@@ -35,7 +37,10 @@ func (t *tunnels) set(ctx context.Context, v *mesh.View, open func() (peers.Devi
 		return err
 	}
 	want, dropped := sound(v.Config(t.key, t.port))
-	changes := peers.Diff(have, peers.Retarget(t.wanted, want))
+	changes, left := emptied(peers.Diff(have, peers.Retarget(t.wanted, want)), have)
+	if left && t.later != nil {
+		t.later()
+	}
 	if len(changes) == 0 {
 		t.wanted = want
 		return nil
@@ -52,6 +57,41 @@ func (t *tunnels) set(ctx context.Context, v *mesh.View, open func() (peers.Devi
 		t.log.Info("tunnel", "change", c.String(), "rev", v.Revision.String())
 	}
 	return nil
+}
+
+// retire is how long a peer that has lost its prefixes stays.
+const retire = 100 * time.Millisecond
+
+// emptied makes the removal of a peer that still has prefixes their removal only:
+// nothing more is sent to it or believed of it, and what the device has queued for
+// it at this moment, of an endpoint that moves to another peer, still leaves. left
+// says that a later pass has peers to remove.
+func emptied(changes []peers.Change, have peers.Config) (out []peers.Change, left bool) {
+	held := make(map[wgtypes.Key][]netip.Prefix, len(have.Peers))
+	for _, p := range have.Peers {
+		held[p.Key] = p.AllowedIPs
+	}
+	taken := map[netip.Prefix]bool{} // by another peer, in the same step
+	for _, c := range changes {
+		if c.Op == peers.AddPeer || c.Op == peers.Move {
+			for _, ip := range c.Peer.AllowedIPs {
+				taken[ip] = true
+			}
+		}
+	}
+	for _, c := range changes {
+		ips := held[c.Peer.Key]
+		if c.Op != peers.RemovePeer || len(ips) == 0 {
+			out = append(out, c)
+			continue
+		}
+		left = true
+		ips = slices.DeleteFunc(slices.Clone(ips), func(ip netip.Prefix) bool { return taken[ip] })
+		if len(ips) > 0 {
+			out = append(out, peers.Change{Op: peers.Drop, Peer: peers.Peer{Key: c.Peer.Key, AllowedIPs: ips}})
+		}
+	}
+	return out, left
 }
 
 // sound leaves out of a configuration what a device would misunderstand: one bad

@@ -134,9 +134,6 @@ func TestServersAreTriedInTurn(t *testing.T) {
 	t.Parallel()
 	var refusing atomic.Bool
 	var first, second atomic.Int32
-	counting := func(n *atomic.Int32, h http.HandlerFunc) http.HandlerFunc {
-		return func(w http.ResponseWriter, r *http.Request) { n.Add(1); h(w, r) }
-	}
 	c := serve(t, "",
 		counting(&first, func(w http.ResponseWriter, r *http.Request) {
 			if refusing.Load() {
@@ -155,7 +152,10 @@ func TestServersAreTriedInTurn(t *testing.T) {
 	if first.Load() != 1 || second.Load() != 3 {
 		t.Errorf("the first was asked %d times, the second %d: the one that answered is asked first", first.Load(), second.Load())
 	}
-	c.next.Store(0)
+	if c.turns.failed[0] == 0 || c.turns.failed[1] != 0 {
+		t.Error("it is not remembered that the first failed")
+	}
+	c.turns.answered(0)
 	refusing.Store(true)
 	if err := c.Do(t.Context(), "GET", "/x", nil, nil); !errors.Is(err, ErrForbidden) || second.Load() != 3 {
 		t.Errorf("a refusal was not the last word: %v", err)
@@ -215,7 +215,7 @@ func TestStream(t *testing.T) {
 		}
 		stream(text, false)(w, r)
 	})
-	s, err := c.View(t.Context(), 0)
+	s, err := c.View(t.Context(), mesh.Revision{}, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -248,10 +248,10 @@ func TestStream(t *testing.T) {
 
 func TestStreamRefuses(t *testing.T) {
 	t.Parallel()
-	if _, err := serve(t, "", answer(401, "")).View(t.Context(), 0); !errors.Is(err, ErrUnauthorized) {
+	if _, err := serve(t, "", answer(401, "")).View(t.Context(), mesh.Revision{}, 0); !errors.Is(err, ErrUnauthorized) {
 		t.Errorf("refused: %v", err)
 	}
-	s, err := serve(t, "", stream("event: delta\ndata: {\n\n", false)).View(t.Context(), 0)
+	s, err := serve(t, "", stream("event: delta\ndata: {\n\n", false)).View(t.Context(), mesh.Revision{}, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -264,7 +264,7 @@ func TestStreamRefuses(t *testing.T) {
 // A stream on which nothing comes ends: the other side may be gone without a word.
 func TestStreamEndsInSilence(t *testing.T) {
 	t.Parallel()
-	s, err := serve(t, "", stream("event: ping\ndata: {\"revision\":\"1.1\"}\n\n", true)).View(t.Context(), 200*time.Millisecond)
+	s, err := serve(t, "", stream("event: ping\ndata: {\"revision\":\"1.1\"}\n\n", true)).View(t.Context(), mesh.Revision{}, 200*time.Millisecond)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -286,7 +286,7 @@ func TestStreamEndsInSilence(t *testing.T) {
 
 func TestStreamCloseEndsNext(t *testing.T) {
 	t.Parallel()
-	s, err := serve(t, "", stream(": hello\n", true)).View(t.Context(), 0)
+	s, err := serve(t, "", stream(": hello\n", true)).View(t.Context(), mesh.Revision{}, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

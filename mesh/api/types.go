@@ -16,6 +16,8 @@ type Error struct {
 	Code    string `json:"code"`           // one of the codes below, stable
 	Message string `json:"detail"`         // what failed, on what, why
 	Advice  string `json:"hint,omitempty"` // what to do next
+	// Unsure: the change was sent to etcd, which did not answer; it may have been made.
+	Unsure bool `json:"unsure,omitempty"`
 }
 
 func (e *Error) Error() string { return e.Message }
@@ -45,6 +47,7 @@ var (
 	ErrConflict     = &Error{Status: 409, Code: "conflict"}
 	ErrToken        = &Error{Status: 403, Code: "token-refused"} // wrong, spent, expired: enrolling again with it is useless
 	ErrFull         = &Error{Status: 507, Code: "full"}
+	ErrLimit        = &Error{Status: 409, Code: "limit"}       // an org has as much as it may have
 	ErrUnavailable  = &Error{Status: 503, Code: "unavailable"} // the store does not answer; try again
 )
 
@@ -52,6 +55,8 @@ var (
 type MeshInfo struct {
 	Version string `json:"version" doc:"version of the controller"`
 	Pin     string `json:"pin" doc:"hash of the mesh's certificate authority"`
+	// Controllers are the base URLs of all that are known.
+	Controllers []string `json:"controllers,omitempty" doc:"base URLs of the controllers"`
 }
 
 // EnrollRequest is POST /v1/enroll: a node joins with a token.
@@ -116,6 +121,8 @@ type CreateToken struct {
 	Region string   `json:"region,omitempty" doc:"region of a host"`
 	Uses   int      `json:"uses,omitempty" doc:"how often it can be used; default 1"`
 	TTL    string   `json:"ttl,omitempty" doc:"how long it is valid, for example 24h; default 1h"`
+	// ClientTTL is how long the clients last that join with it.
+	ClientTTL string `json:"client_ttl,omitempty" doc:"how long the clients last that join with it, for example 24h; default: for ever"`
 }
 
 // CreatedToken answers CreateToken. The token itself is shown only here.
@@ -134,6 +141,8 @@ type Token struct {
 	Region  string    `json:"region,omitempty"`
 	Uses    int       `json:"uses"`
 	Expires time.Time `json:"expires"`
+	// ClientTTL is how long the clients last that join with it; "": for ever.
+	ClientTTL string `json:"client_ttl,omitempty"`
 }
 
 // CreateOperator is POST /v1/operators.
@@ -187,7 +196,28 @@ type MoveMachine struct {
 
 // UpdateOrg is PATCH /v1/orgs/{org}.
 type UpdateOrg struct {
-	Limits *mesh.Limits `json:"limits,omitempty" doc:"0: the default"`
+	Limits UpdateLimits `json:"limits,omitzero" doc:"0: the default"`
+}
+
+// UpdateLimits changes the limits that are given.
+type UpdateLimits struct {
+	Machines *int `json:"machines,omitempty"`
+	Clients  *int `json:"clients,omitempty"`
+	Tokens   *int `json:"tokens,omitempty"`
+	Metadata *int `json:"metadata,omitempty" doc:"pairs of a machine"`
+}
+
+// Of returns limits with what u gives.
+func (u UpdateLimits) Of(l mesh.Limits) mesh.Limits {
+	for _, x := range []struct {
+		to   *int
+		from *int
+	}{{&l.Machines, u.Machines}, {&l.Clients, u.Clients}, {&l.Tokens, u.Tokens}, {&l.Metadata, u.Metadata}} {
+		if x.from != nil {
+			*x.to = *x.from
+		}
+	}
+	return l
 }
 
 // CreateClient is POST /v1/orgs/{org}/clients: a client that does not follow a
@@ -196,6 +226,7 @@ type CreateClient struct {
 	Name    string `json:"name"`
 	Key     string `json:"key" doc:"WireGuard public key, base64"`
 	Gateway string `json:"gateway,omitempty" doc:"host; default: one that carries the org"`
+	TTL     string `json:"ttl,omitempty" doc:"how long it lasts, for example 24h; default: for ever"`
 }
 
 // CreatedClient answers CreateClient with all that a WireGuard configuration needs.
@@ -243,6 +274,16 @@ type ClientInfo struct {
 type OrgInfo struct {
 	mesh.Org
 	Prefix netip.Prefix `json:"prefix"`
+	// Limits are those that hold: the org's own, and the defaults where it has none.
+	Limits mesh.Limits `json:"limits"`
+	Has    OrgCount    `json:"has"`
+}
+
+// OrgCount is how many of each kind an org has.
+type OrgCount struct {
+	Machines int `json:"machines"`
+	Clients  int `json:"clients"`
+	Tokens   int `json:"tokens" doc:"those that are used up or expired included, until they are forgotten"`
 }
 
 // The events of GET /v1/nodes/self/view, a stream of server-sent events whose id
@@ -260,4 +301,7 @@ const (
 type Ping struct {
 	Revision mesh.Revision `json:"revision"`
 	Time     time.Time     `json:"time"`
+	// Age is how long ago the controller knew its state to be current. Time says the
+	// same by the controller's clock.
+	Age time.Duration `json:"age,omitempty" doc:"since the state was known to be current, nanoseconds"`
 }

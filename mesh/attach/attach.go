@@ -51,6 +51,8 @@ type Machine struct {
 	Alias    string       // its alias, for people: at most 255 bytes
 	Endpoint netip.Prefix // the machine's /112; it gets the main address of it
 	MTU      int          // bytes, of both ends: the WireGuard link's
+	// Unrouted: the machine can send, and nothing is sent to it before Route says so.
+	Unrouted bool
 }
 
 // Found is one attachment as it is.
@@ -123,6 +125,11 @@ func attach(plane, machine *netns.Handle, m Machine) error {
 	}
 	if err := out.configurePlane(outer, m); err != nil {
 		return err
+	}
+	if !m.Unrouted {
+		if err := out.onlyRoute(outer, m.Endpoint); err != nil {
+			return err
+		}
 	}
 	return waitReady(func() (bool, error) {
 		ok, err := in.ready(inner, machineLocal(), ipam.MainAddr(m.Endpoint))
@@ -324,10 +331,7 @@ func (s side) configurePlane(l netlink.Link, m Machine) error {
 			return fmt.Errorf("set the alias of %s: %w", m.Link, err)
 		}
 	}
-	if err := s.bring(l, m.MTU, netip.PrefixFrom(Gateway(), 64)); err != nil {
-		return err
-	}
-	return s.onlyRoute(l, m.Endpoint)
+	return s.bring(l, m.MTU, netip.PrefixFrom(Gateway(), 64))
 }
 
 func (s side) configureMachine(l netlink.Link, m Machine) error {
@@ -383,36 +387,6 @@ func (s side) bring(l netlink.Link, mtu int, addrs ...netip.Prefix) error {
 		if err := s.nl.LinkSetUp(l); err != nil {
 			return fmt.Errorf("bring %s up: %w", name, err)
 		}
-	}
-	return nil
-}
-
-// onlyRoute routes the endpoint to the link, and takes away what else of ours
-// leads there.
-func (s side) onlyRoute(l netlink.Link, endpoint netip.Prefix) error {
-	routes, err := netns.List(func() ([]netlink.Route, error) {
-		return s.nl.RouteListFiltered(netlink.FAMILY_V6, &netlink.Route{Protocol: RouteProtocol, LinkIndex: l.Attrs().Index},
-			netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_OIF)
-	})
-	if err != nil {
-		return fmt.Errorf("list routes of %s: %w", l.Attrs().Name, err)
-	}
-	there := false
-	for _, r := range routes {
-		p, _ := netns.Prefix(r.Dst)
-		if p == endpoint {
-			there = true
-		} else if err := s.nl.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
-			return fmt.Errorf("remove route %s: %w", p, err)
-		}
-	}
-	if there {
-		return nil
-	}
-	// Replace: another link may still hold it (the machine was attached anew).
-	err = s.nl.RouteReplace(&netlink.Route{LinkIndex: l.Attrs().Index, Protocol: RouteProtocol, Dst: netns.IPNet(endpoint)})
-	if err != nil {
-		return fmt.Errorf("add route %s: %w", endpoint, err)
 	}
 	return nil
 }

@@ -32,7 +32,7 @@ const (
 func (s *server) accessRoutes(r *router) {
 	showToken := func(c caller) func(mesh.Token) (api.Token, bool) {
 		return func(t mesh.Token) (api.Token, bool) {
-			return api.Token{ID: t.ID, Kind: t.Kind, Org: t.Org, Orgs: t.Orgs, Region: t.Region, Uses: t.Uses, Expires: t.Expires}, c.sees(t.Org)
+			return api.Token{ID: t.ID, Kind: t.Kind, Org: t.Org, Orgs: t.Orgs, Region: t.Region, Uses: t.Uses, Expires: t.Expires, ClientTTL: t.ClientTTL}, c.sees(t.Org)
 		}
 	}
 	showOperator := func(c caller) func(mesh.Operator) (api.Operator, bool) {
@@ -82,6 +82,7 @@ func (s *server) tokenCreate(ctx context.Context, c caller, in *tokenCreate) (*a
 	stored, rev, err := s.store.CreateToken(ctx, c.actor(), mesh.Token{
 		ID: token.ID, Hash: token.Hash(), Kind: in.Body.Kind, Org: in.Body.Org, Orgs: in.Body.Orgs, Region: in.Body.Region,
 		Uses: max(in.Body.Uses, 1), Expires: time.Now().Add(ttl).UTC().Truncate(time.Second),
+		ClientTTL: in.Body.ClientTTL,
 	})
 	if err != nil {
 		return nil, err

@@ -1,6 +1,7 @@
 package controller
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -250,12 +251,17 @@ func TestRefusals(t *testing.T) {
 		{fmt.Errorf("x: %w", store.ErrFull), api.ErrFull, 507, ""},
 		{fmt.Errorf("x: %w", store.ErrToken), api.ErrToken, 403, "weft token create"},
 		{fmt.Errorf("x: %w", store.ErrUnavailable), api.ErrUnavailable, 503, "try again"},
+		{fmt.Errorf("x: %w; %w", store.ErrUnavailable, store.ErrUnsure), api.ErrUnavailable, 503, "look whether it was done"},
+		{fmt.Errorf("x: %w", context.DeadlineExceeded), api.ErrUnavailable, 503, "try again"},
 		{mesh.WithHint(fmt.Errorf("x: %w", store.ErrFull), "do that"), api.ErrFull, 507, "do that"},
 		{fmt.Errorf("x: %w", api.ErrForbidden), api.ErrForbidden, 403, ""},
 	} {
 		e, known := refusalOf(tt.err)
 		if !known || e.Code != tt.want.Code || e.Status != tt.status || !strings.Contains(e.Advice, tt.hint) {
 			t.Errorf("%v: %+v, %t", tt.err, e, known)
+		}
+		if e.Unsure != errors.Is(tt.err, store.ErrUnsure) {
+			t.Errorf("%v: unsure %t", tt.err, e.Unsure)
 		}
 	}
 	e, known := refusalOf(errors.New("password is hunter2"))

@@ -2,6 +2,7 @@ package controller
 
 import (
 	"context"
+	"time"
 
 	"github.com/weftmesh/weft/mesh"
 	"github.com/weftmesh/weft/mesh/api"
@@ -41,9 +42,13 @@ func (s *server) clientCreate(ctx context.Context, c caller, in *struct {
 	if err != nil {
 		return nil, err
 	}
-	created, rev, err := s.store.CreateClient(ctx, c.actor(), store.ClientSpec{
-		Org: in.Org, Name: in.Body.Name, Key: key, Gateway: in.Body.Gateway,
-	})
+	spec := store.ClientSpec{Org: in.Org, Name: in.Body.Name, Key: key, Gateway: in.Body.Gateway}
+	if in.Body.TTL != "" {
+		if spec.TTL, err = time.ParseDuration(in.Body.TTL); err != nil || spec.TTL < time.Second {
+			return nil, refuse(api.ErrInvalid, "", "client %s: ttl %q: want a duration of at least a second, for example 24h", in.Body.Name, in.Body.TTL)
+		}
+	}
+	created, rev, err := s.store.CreateClient(ctx, c.actor(), spec)
 	if err != nil {
 		return nil, err
 	}

@@ -40,13 +40,14 @@ type Config struct {
 	Prefix        netip.Prefix // of a new mesh; zero: one is drawn
 
 	CertLifetime time.Duration // of nodes' certificates; default 24 h
-	PingEvery    time.Duration // on view streams; default 3 s
+	PingEvery    time.Duration // on view streams, at least twice in the time that nodes wait; default 1 s
 	WriteTimeout time.Duration // after which a stream that takes nothing is cut; default 10 s
 	FenceAfter   time.Duration // how long a stream may take to prove that it lives when its key comes twice; default 5 s
 
-	Name    string       // of this controller, in presence records; default: the first of Advertise
-	Version string       // of the program
-	Log     *slog.Logger // default: discard
+	Name    string                   // of this controller among those of the mesh, a label; default: made of the first of Advertise
+	Etcd    func() []store.Condition // how etcd is, of each member; nil: nobody tells
+	Version string                   // of the program
+	Log     *slog.Logger             // default: discard
 	// Ready is called once, when requests are answered, with the address of the API.
 	Ready func(netip.AddrPort)
 }
@@ -80,7 +81,7 @@ func Run(ctx context.Context, cfg Config) error {
 			return err
 		}
 	}
-	cfg.Name = cmp.Or(cfg.Name, cfg.Advertise[0])
+	cfg.Name = cmp.Or(cfg.Name, nameOf(cfg.Advertise[0]))
 	cas, err := open(ctx, cfg)
 	if err != nil {
 		return err
@@ -99,11 +100,16 @@ func (c *Config) complete() error {
 	c.SealKeyFile = cmp.Or(c.SealKeyFile, filepath.Join(c.DataDir, sealFile))
 	c.Listen = cmp.Or(c.Listen, ":7443")
 	c.CertLifetime = cmp.Or(c.CertLifetime, 24*time.Hour)
-	c.PingEvery = cmp.Or(c.PingEvery, 3*time.Second)
+	c.PingEvery = cmp.Or(c.PingEvery, time.Second)
 	c.WriteTimeout = cmp.Or(c.WriteTimeout, 10*time.Second)
 	c.FenceAfter = cmp.Or(c.FenceAfter, 5*time.Second)
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Name != "" {
+		if err := mesh.CheckName("controller", c.Name); err != nil {
+			return mesh.WithHint(err, "for example --name eu-1; or leave --name out")
+		}
 	}
 	if min(c.CertLifetime, c.PingEvery, c.WriteTimeout, c.FenceAfter) < 0 {
 		return errors.New("controller: a duration is negative")
@@ -241,6 +247,14 @@ func (s *server) run(ctx context.Context, api, private *place) error {
 	if !s.awaitStore(ctx) {
 		return causeOf(ctx)
 	}
+	if err := s.register(ctx, &tasks, stop); err != nil {
+		if ctx.Err() != nil {
+			return causeOf(ctx)
+		}
+		return err
+	}
+	tasks.Go(func() { s.hub.run(storeCtx) })
+	tasks.Go(func() { s.watchAlarms(ctx) })
 	servers, err := s.serve(&tasks, stop, own, api, private)
 	if err != nil {
 		return err
@@ -312,12 +326,14 @@ func serving(err error, stop context.CancelCauseFunc) {
 	}
 }
 
-// shutDown ends the streams, lets the other requests finish, and waits until the
-// hosts' presence is given up.
+// shutDown sends the nodes to the other controllers, ends the streams, lets the
+// other requests finish, and waits until the hosts' presence is given up or left to
+// the others.
 func (s *server) shutDown(servers []*http.Server) {
-	s.endStreams()
 	ctx, cancel := context.WithTimeout(context.Background(), stopGrace)
 	defer cancel()
+	s.deregister(ctx)
+	s.endStreams()
 	var shutting sync.WaitGroup
 	for _, srv := range servers {
 		shutting.Go(func() { srv.Shutdown(ctx) })

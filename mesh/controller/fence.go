@@ -9,6 +9,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/weftmesh/weft/mesh"
 )
 
 // streams knows the stream of each key. A second stream with the key of a live one
@@ -29,6 +31,8 @@ type streams struct {
 
 // stream is one open view stream.
 type stream struct {
+	inbox
+	node   mesh.Node
 	key    string
 	addr   netip.Addr
 	conn   net.Conn // nil if not known
@@ -41,7 +45,7 @@ type stream struct {
 
 func newStream(c caller, conn net.Conn, ctx context.Context, cancel context.CancelCauseFunc) *stream {
 	return &stream{
-		key: c.key, addr: c.addr, conn: conn, ctx: ctx, cancel: cancel,
+		inbox: inbox{wake: make(chan struct{}, 1)}, node: c.node, key: c.key, addr: c.addr, conn: conn, ctx: ctx, cancel: cancel,
 		done: make(chan struct{}), nudge: make(chan struct{}, 1),
 	}
 }

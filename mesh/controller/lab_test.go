@@ -299,7 +299,7 @@ func (n *node) machine(org, app, id string) api.MachineInfo {
 // view opens the node's stream.
 func (n *node) view() *follower {
 	n.w.t.Helper()
-	s, err := n.View(n.w.t.Context(), patience)
+	s, err := n.View(n.w.t.Context(), mesh.Revision{}, patience)
 	if err != nil {
 		n.w.t.Fatalf("view of %s: %v", n.is.Node, err)
 	}

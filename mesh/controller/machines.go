@@ -62,6 +62,11 @@ func (s *server) machineRoutes(r *router) {
 		return find(st.Machines, "machine", in.Org+"/"+in.Machine, show(st))
 	})
 	route(r, "machine-create", s.machineCreate)
+	route(r, "machine-move", s.machineMove)
+	route(r, "machine-unmove", func(ctx context.Context, c caller, in *inMachine) (*none, error) {
+		rev, err := s.store.CancelMove(ctx, c.actor(), store.MachineRef{Org: in.Org, ID: in.Machine}, c.node.Name)
+		return s.removed(ctx, c, rev, err, "move called off", "machine", in.Org+"/"+in.Machine)
+	})
 	route(r, "machine-remove", func(ctx context.Context, c caller, in *inMachine) (*none, error) {
 		ref := store.MachineRef{Org: in.Org, ID: in.Machine}
 		if c.role == host {
@@ -75,20 +80,43 @@ func (s *server) machineRoutes(r *router) {
 	})
 }
 
-// machineCreate registers a machine on the host that asks. One that was given a
-// name keeps its address when it comes back elsewhere.
+// machineMove completes a move to the host that asks.
+func (s *server) machineMove(ctx context.Context, c caller, in *struct {
+	Org     string `path:"org"`
+	Machine string `path:"machine"`
+	Body    api.MoveMachine
+}) (*answer[api.MachineInfo], error) {
+	m, rev, err := s.store.MoveMachine(ctx, c.actor(), store.MachineRef{Org: in.Org, ID: in.Machine}, c.node.Name, in.Body.Generation)
+	if err != nil {
+		return nil, err
+	}
+	s.done(ctx, c, rev, "machine moved", "machine", m.Org+"/"+m.ID)
+	return &answer[api.MachineInfo]{machineInfo(s.store.State(), m)}, nil
+}
+
+// machineCreate registers a machine on the host that asks, or prepares it to move
+// there. One that was given a name keeps its address when it comes back elsewhere,
+// unless the request says otherwise.
 func (s *server) machineCreate(ctx context.Context, c caller, in *struct {
 	Org  string `path:"org"`
 	Body api.CreateMachine
 }) (*answer[api.MachineInfo], error) {
+	stable := in.Body.ID != ""
+	if in.Body.Stable != nil {
+		stable = *in.Body.Stable
+	}
 	m, rev, err := s.store.CreateMachine(ctx, c.actor(), store.MachineSpec{
 		Org: in.Org, App: in.Body.App, ID: in.Body.ID, Group: in.Body.Group, Meta: in.Body.Meta,
-		Host: c.node.Name, Stable: in.Body.ID != "",
+		Host: c.node.Name, Stable: stable, Move: in.Body.Move, Endpoint: in.Body.Endpoint,
 	})
 	if err != nil {
 		return nil, err
 	}
-	s.done(ctx, c, rev, "machine created", "machine", m.Org+"/"+m.ID)
+	what := "machine created"
+	if m.Host != c.node.Name {
+		what = "machine is about to move"
+	}
+	s.done(ctx, c, rev, what, "machine", m.Org+"/"+m.ID)
 	return &answer[api.MachineInfo]{machineInfo(s.store.State(), m)}, nil
 }
 

@@ -61,7 +61,7 @@ func (s *server) enroll(ctx context.Context, c caller, in *struct{ Body api.Enro
 	s.settle(ctx, rev)
 	s.log.Info(node.Kind+" enrolled", "node", node.String(), "token", token.ID, "addr", c.addr, "rev", rev)
 	return &answer[api.EnrollResponse]{api.EnrollResponse{
-		Node: node.String(), Certificate: certificate, Roots: s.deployment.Roots, Controllers: s.deployment.Controllers,
+		Node: node.String(), Certificate: certificate, Roots: s.deployment.Roots, Controllers: mesh.Controllers(s.deployment.Controllers, s.store.State()),
 	}}, nil
 }
 

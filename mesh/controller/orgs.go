@@ -26,6 +26,17 @@ func (s *server) orgRoutes(r *router) {
 		s.done(ctx, c, rev, "org created", "org", o.Name)
 		return &answer[api.OrgInfo]{orgInfo(s.store.State(), o)}, nil
 	})
+	route(r, "org-update", func(ctx context.Context, c caller, in *struct {
+		Org  string `path:"org"`
+		Body api.UpdateOrg
+	}) (*answer[api.OrgInfo], error) {
+		o, rev, err := s.store.ChangeLimits(ctx, c.actor(), in.Org, in.Body.Limits.Of)
+		if err != nil {
+			return nil, err
+		}
+		s.done(ctx, c, rev, "org changed", "org", o.Name)
+		return &answer[api.OrgInfo]{orgInfo(s.store.State(), o)}, nil
+	})
 	route(r, "org-remove", func(ctx context.Context, c caller, in *inOrg) (*none, error) {
 		rev, err := s.store.RemoveOrg(ctx, c.actor(), in.Org)
 		return s.removed(ctx, c, rev, err, "org removed", "org", in.Org)
@@ -55,5 +66,8 @@ func (s *server) orgRoutes(r *router) {
 }
 
 func orgInfo(st mesh.State, o mesh.Org) api.OrgInfo {
-	return api.OrgInfo{Org: o, Prefix: st.Mesh.Plan.Network(o.Network)}
+	return api.OrgInfo{
+		Org: o, Prefix: st.Mesh.Plan.Network(o.Network), Limits: o.Limits.Or(mesh.DefaultLimits),
+		Has: api.OrgCount{Machines: st.Count("machines", o.Name), Clients: st.Count("clients", o.Name), Tokens: st.Count("tokens", o.Name)},
+	}
 }

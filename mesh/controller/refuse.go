@@ -1,6 +1,7 @@
 package controller
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -35,6 +36,8 @@ func refusalOf(err error) (e *api.Error, known bool) {
 		kind *api.Error
 		hint string
 	}{
+		{store.ErrUnsure, api.ErrUnavailable, "look whether it was done before you try again"},
+		{context.DeadlineExceeded, api.ErrUnavailable, "try again in a moment"},
 		{store.ErrUnavailable, api.ErrUnavailable, "try again in a moment"},
 		{store.ErrToken, api.ErrToken, "make a new one with: weft token create"},
 		{store.ErrInvalid, api.ErrInvalid, ""},
@@ -42,13 +45,16 @@ func refusalOf(err error) (e *api.Error, known bool) {
 		{store.ErrNotFound, api.ErrNotFound, ""},
 		{store.ErrConflict, api.ErrConflict, ""},
 		{store.ErrFull, api.ErrFull, ""},
+		{store.ErrLimit, api.ErrLimit, ""},
 	} {
 		if errors.Is(err, m.is) {
 			hint := mesh.HintOf(err)
 			if hint == "" {
 				hint = m.hint
 			}
-			return refuse(m.kind, hint, "%s", err), true
+			e := refuse(m.kind, hint, "%s", err)
+			e.Unsure = m.is == store.ErrUnsure
+			return e, true
 		}
 	}
 	return &api.Error{Status: http.StatusInternalServerError, Code: "internal", Message: "the controller met an error of its own", Advice: "its log says more"}, false

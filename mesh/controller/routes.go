@@ -16,6 +16,7 @@ func (s *server) routes(r *router) {
 	r.handle("health", s.health)
 	r.handle("ready", s.ready)
 	r.handle("self-view", s.serveView)
+	r.handle("backup", s.backup)
 	route(r, "mesh-show", s.meshShow)
 	route(r, "enroll", s.enroll)
 	route(r, "self-renew", s.renew)
@@ -29,6 +30,7 @@ func (s *server) routes(r *router) {
 	s.clientRoutes(r)
 	route(r, "event-list", s.eventList)
 	r.describeView()
+	r.describeBackup()
 	r.handle("openapi", openapi(r.huma.OpenAPI()))
 }
 
@@ -81,7 +83,7 @@ func find[T, U any](t mesh.Table[T], kind, key string, show func(T) (U, bool)) (
 }
 
 func (s *server) meshShow(context.Context, caller, *nothing) (*answer[api.MeshInfo], error) {
-	return &answer[api.MeshInfo]{api.MeshInfo{Version: s.cfg.Version, Pin: s.ca.Pin()}}, nil
+	return &answer[api.MeshInfo]{api.MeshInfo{Version: s.cfg.Version, Pin: s.ca.Pin(), Controllers: mesh.Controllers(s.cfg.Advertise, s.store.State())}}, nil
 }
 
 // done waits until a change is in the mirror, and logs it.

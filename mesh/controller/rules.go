@@ -72,6 +72,7 @@ func rules() []rule {
 		{id: "org-list", method: "GET", path: "/v1/orgs", allow: people, does: "list orgs"},
 		{id: "org-create", method: "POST", path: "/v1/orgs", allow: operator, does: "create orgs"},
 		{id: "org-show", method: "GET", path: "/v1/orgs/{org}", allow: people, scope: inPath, does: "see an org"},
+		{id: "org-update", method: "PATCH", path: "/v1/orgs/{org}", allow: operator, scope: inPath, does: "change orgs"},
 		{id: "org-remove", method: "DELETE", path: "/v1/orgs/{org}", allow: operator, scope: inPath, does: "remove orgs"},
 
 		{id: "region-list", method: "GET", path: "/v1/regions", allow: people, does: "list regions"},
@@ -104,12 +105,16 @@ func rules() []rule {
 		{id: "machine-show", method: "GET", path: "/v1/orgs/{org}/machines/{machine}", allow: people, scope: inPath, does: "see a machine"},
 		{id: "machine-remove", method: "DELETE", path: "/v1/orgs/{org}/machines/{machine}", allow: admins | host, scope: inPath, onHost: true, does: "remove machines"},
 
+		{id: "machine-move", method: "PUT", path: "/v1/orgs/{org}/machines/{machine}/host", allow: host, scope: inPath, does: "take over a machine"},
+		{id: "machine-unmove", method: "DELETE", path: "/v1/orgs/{org}/machines/{machine}/host", allow: host, scope: inPath, does: "call off a move to itself"},
+
 		{id: "client-list", method: "GET", path: "/v1/orgs/{org}/clients", allow: people, scope: inPath, does: "list clients"},
 		{id: "client-create", method: "POST", path: "/v1/orgs/{org}/clients", allow: people, scope: inPath, does: "create clients"},
 		{id: "client-show", method: "GET", path: "/v1/orgs/{org}/clients/{client}", allow: people, scope: inPath, does: "see a client"},
 		{id: "client-remove", method: "DELETE", path: "/v1/orgs/{org}/clients/{client}", allow: people, scope: inPath, own: true, does: "remove clients"},
 
 		{id: "event-list", method: "GET", path: "/v1/events", allow: operator, does: "read the audit log"},
+		{id: "backup", method: "GET", path: "/v1/backup", allow: operator, stream: true, does: "take a backup"},
 	}
 }
 

@@ -96,6 +96,9 @@ func table() []cell {
 		{rule: "org-list", make: fixed("/v1/orgs"), status: anyPerson200},
 		{rule: "org-create", make: func(x *fixture) (string, any) { return "/v1/orgs", api.CreateOrg{Name: x.name("o")} }, status: operatorOnly201},
 		{rule: "org-show", make: fixed("/v1/orgs/acme"), status: ownPeople200},
+		{rule: "org-update", make: func(*fixture) (string, any) {
+			return "/v1/orgs/acme", map[string]any{"limits": map[string]any{"machines": 5000}}
+		}, status: operatorOnly200},
 		{rule: "org-remove", make: (*fixture).org, status: operatorOnly204},
 		{rule: "region-list", make: fixed("/v1/regions"), status: anyPerson200},
 		{rule: "region-create", make: func(x *fixture) (string, any) { return "/v1/regions", api.CreateRegion{Name: x.name("r")} }, status: operatorOnly201},
@@ -145,6 +148,14 @@ func table() []cell {
 		}, status: strings.ReplaceAll(newMachine, "201", "403")},
 		{rule: "machine-show", make: (*fixture).machine, status: ownPeople200},
 		{rule: "machine-remove", make: (*fixture).machine, status: gone},
+		{rule: "machine-move", note: "that is not prepared", make: func(x *fixture) (string, any) {
+			path, _ := x.machine()
+			return path + "/host", api.MoveMachine{Generation: 1}
+		}, status: strings.ReplaceAll(newMachine, "201", "409")},
+		{rule: "machine-unmove", note: "that is not prepared", make: func(x *fixture) (string, any) {
+			path, _ := x.machine()
+			return path + "/host", nil
+		}, status: strings.ReplaceAll(newMachine, "201", "404")},
 
 		{rule: "client-list", make: fixed("/v1/orgs/acme/clients"), status: ownPeople200},
 		{rule: "client-create", make: func(x *fixture) (string, any) {
@@ -154,6 +165,7 @@ func table() []cell {
 		{rule: "client-remove", note: "that an admin made", make: (*fixture).client, status: notOfOthers204},
 
 		{rule: "event-list", make: fixed("/v1/events"), status: operatorOnly200},
+		{rule: "backup", make: fixed("/v1/backup"), status: operatorOnly200},
 	}
 }
 

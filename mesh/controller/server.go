@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -28,6 +30,11 @@ const (
 	// waitTimeout bounds how long the answer to a change waits until this
 	// controller's own mirror has it.
 	waitTimeout = 2 * time.Second
+	// changeTimeout bounds a change, so that a caller learns soon that etcd does not
+	// answer.
+	changeTimeout = 5 * time.Second
+	// ageAfter is the age of the mirror from which on answers say how old they are.
+	ageAfter = 5 * time.Second
 	// staleAfter is the age of the mirror from which on the controller no longer
 	// calls itself ready.
 	staleAfter = 30 * time.Second
@@ -47,6 +54,7 @@ type server struct {
 	private http.Handler // metrics and health, for a listener on loopback
 
 	streams    streams
+	hub        *hub
 	requests   requests
 	closing    context.Context // ends when streams are to end
 	endStreams context.CancelFunc
@@ -66,6 +74,7 @@ func newServer(cfg Config, ca *enroll.CA, cas []*enroll.CA) (*server, error) {
 	for _, c := range cas {
 		s.deployment.Roots = append(s.deployment.Roots, c.PEM())
 	}
+	s.hub = newHub(storeSource{s.store}, s.deployment, s.log)
 	var err error
 	if s.roots, err = enroll.ParseRoots(s.deployment.Roots); err != nil {
 		return nil, err
@@ -191,7 +200,17 @@ func (s *server) guard(r rule, next http.HandlerFunc) http.HandlerFunc {
 			writeRefusal(rec, s.refusal(r.id, err))
 			return
 		}
-		next(rec, req.WithContext(withCaller(req.Context(), c)))
+		ctx := withCaller(req.Context(), c)
+		switch age := s.store.Age(); {
+		case r.stream:
+		case req.Method != http.MethodGet:
+			bounded, cancel := context.WithTimeout(ctx, changeTimeout)
+			defer cancel()
+			ctx = bounded
+		case age > ageAfter && age < math.MaxInt64:
+			w.Header().Set("Age", strconv.Itoa(int(age/time.Second))) // RFC 9111 section 5.1
+		}
+		next(rec, req.WithContext(ctx))
 	}
 }
 
@@ -290,8 +309,17 @@ func (s *server) ready(w http.ResponseWriter, _ *http.Request) {
 		writeRefusal(w, refuse(api.ErrUnavailable, "", "controller: it has not read the whole state yet"))
 		return
 	}
-	if age := s.store.Age(); age > staleAfter {
+	age := s.store.Age()
+	if age > staleAfter {
 		writeRefusal(w, refuse(api.ErrUnavailable, "is etcd running?", "controller: it has not heard from etcd for %s", age.Round(time.Second)))
+		return
+	}
+	if age > ageAfter {
+		writeText(w, fmt.Sprintf("ready, but the state is %s old: etcd does not answer\n", age.Round(time.Second)))
+		return
+	}
+	if raised := alarms(s.condition()); len(raised) > 0 {
+		writeText(w, "ready, but etcd raises an alarm: "+strings.Join(raised, "; ")+"\n")
 		return
 	}
 	writeText(w, "ready\n")

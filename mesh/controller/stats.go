@@ -32,6 +32,12 @@ func (s *server) stats() []metrics.Stat {
 	out := []metrics.Stat{
 		{Name: "weft_controller_streams", Help: "View streams that are open.", Value: float64(s.streams.len())},
 		{Name: "weft_controller_fenced_total", Help: "Streams refused because a live one uses the same key.", Counter: true, Value: float64(s.streams.fenced.Load())},
+		{Name: "weft_controller_deltas_total", Help: "Deltas sent on view streams.", Counter: true, Value: float64(s.hub.counters.deltas.Load())},
+		{Name: "weft_controller_deltas_encoded_total", Help: "Deltas made into JSON: one serves many streams.", Counter: true, Value: float64(s.hub.counters.encoded.Load())},
+		{Name: "weft_controller_snapshots_total", Help: "View streams, or gaps in one, that took a snapshot.", Counter: true, Value: float64(s.hub.counters.snapshots.Load())},
+		{Name: "weft_controller_resumed_total", Help: "View streams that went on from the node's revision.", Counter: true, Value: float64(s.hub.counters.resumed.Load())},
+		{Name: "weft_controller_stream_overflows_total", Help: "Times that more waited for a stream than it may, so that it had to catch up.", Counter: true, Value: float64(s.hub.counters.overflows.Load())},
+		{Name: "weft_controller_slow_streams_total", Help: "View streams cut because the node did not read.", Counter: true, Value: float64(s.hub.counters.slow.Load())},
 		{Name: "weft_store_revision", Help: "Revision of the state in memory.", Value: float64(st.Revision.Revision)},
 		{Name: "weft_store_age_seconds", Help: "Time since the state in memory was last known to be current.", Value: s.store.Age().Seconds()},
 	}
@@ -47,6 +53,7 @@ func (s *server) stats() []metrics.Stat {
 			Labels: []metrics.Label{{Key: "kind", Value: n.kind}}, Value: float64(n.n),
 		})
 	}
+	out = append(out, etcdStats(s.condition())...)
 	s.requests.mu.Lock()
 	defer s.requests.mu.Unlock()
 	for k, n := range s.requests.counts {

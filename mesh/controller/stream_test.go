@@ -107,16 +107,16 @@ func TestTwoOrgsStreamsAreIsolated(t *testing.T) {
 	a.machine("acme", "web", "first")
 	ann := w.laptop("acme", "ann")
 	raw := map[string]*lines{"host": w.lines(a, "h2"), "client": w.lines(ann, "h2")}
-	sam := w.laptop("secretcorp", "sam")
+	sam := w.laptop("secretcorp", "sam-h")
 	m := s.machine("secretcorp", "vault", "hush")
 	if err := w.admin.Do(t.Context(), "DELETE", "/v1/orgs/secretcorp/machines/hush", nil, nil); err != nil {
 		t.Fatal(err)
 	}
 	do[mesh.App](t, w.admin, "POST", "/v1/orgs/secretcorp/apps", api.CreateApp{Name: "later"})
 	a.machine("acme", "web", "last") // seen by both: what came before has been sent
-	theirs := do[api.ClientInfo](t, w.admin, "GET", "/v1/orgs/secretcorp/clients/sam", nil)
+	theirs := do[api.ClientInfo](t, w.admin, "GET", "/v1/orgs/secretcorp/clients/sam-h", nil)
 	forbidden := []string{
-		"secretcorp", "vault", "hush", "sam", "later", "edge-s", m.Endpoint.String(), theirs.Endpoint.String(),
+		"secretcorp", "vault", "hush", "sam-h", "later", "edge-s", m.Endpoint.String(), theirs.Endpoint.String(),
 		s.keys.WireGuard.PublicKey().String(), sam.keys.WireGuard.PublicKey().String(),
 	}
 	for who, l := range raw {
@@ -296,7 +296,7 @@ func TestRemovalCutsTheStream(t *testing.T) {
 		if took := time.Since(began); took > time.Second {
 			t.Errorf("%s: cut after %s", tt.name, took)
 		}
-		_, err := tt.node.View(t.Context(), patience)
+		_, err := tt.node.View(t.Context(), mesh.Revision{}, patience)
 		refused(t, err, api.ErrUnauthorized)
 	}
 }

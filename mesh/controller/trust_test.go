@@ -61,7 +61,7 @@ func TestExpiredCertificateRenews(t *testing.T) {
 	if !strings.Contains(e.Message, "time is over") || !strings.Contains(e.Advice, "renew") {
 		t.Errorf("says %q, hint %q", e.Message, e.Advice)
 	}
-	_, err := n.View(t.Context(), patience)
+	_, err := n.View(t.Context(), mesh.Revision{}, patience)
 	refused(t, err, api.ErrUnauthorized)
 
 	resp := do[api.RenewResponse](t, n.Client, "POST", "/v1/nodes/self/renew", nil)
@@ -80,6 +80,10 @@ func TestDatesCountWhenTheConnectionIsMade(t *testing.T) {
 	n := w.host("fra1", "fra", "all")
 	f := n.view()
 	f.until("a view", func(mesh.View) bool { return true })
+	// Streams have connections of their own; this is the one for the rest.
+	if err := n.Do(t.Context(), "POST", "/v1/nodes/self/report", api.Report{}, nil); err != nil {
+		t.Fatal(err)
+	}
 	over := time.Until(n.certificate().Leaf.NotAfter) + 50*time.Millisecond
 	select {
 	case err := <-f.ended:

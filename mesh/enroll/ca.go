@@ -110,6 +110,15 @@ func (ca *CA) PEM() string {
 // characters of base32.
 func (ca *CA) Pin() string { return pinOf(ca.cert) }
 
+// CertificatePin is the Pin of a CA of which only the certificate (DER) is at hand.
+func CertificatePin(certificate []byte) (string, error) {
+	cert, err := x509.ParseCertificate(certificate)
+	if err != nil {
+		return "", fmt.Errorf("certificate authority: %w", err)
+	}
+	return pinOf(cert), nil
+}
+
 func pinOf(cert *x509.Certificate) string { return hashText(cert.RawSubjectPublicKeyInfo) }
 
 // CheckPin reports whether s can be a pin.

@@ -130,6 +130,7 @@ type Membership struct {
 	Certificate []byte   // DER
 	Roots       []string // PEM
 	Controllers []string // base URLs
+	Worked      []string // those that gave the node its last views, the last one first
 }
 
 // Identity is the place where a node keeps its keys and its membership.
@@ -143,6 +144,7 @@ type membershipJSON struct {
 	Certificate []byte   `json:"certificate"`
 	Roots       []string `json:"roots"`
 	Controllers []string `json:"controllers"`
+	Worked      []string `json:"worked,omitempty"`
 }
 
 // Load reads the membership. The error wraps os.ErrNotExist if the node has not
@@ -161,7 +163,7 @@ func (i Identity) Load() (Membership, error) {
 	if !ok {
 		return Membership{}, fmt.Errorf("node identity: read %s: %q names no node", path, j.Node)
 	}
-	return Membership{node, j.Certificate, j.Roots, j.Controllers}, nil
+	return Membership{node, j.Certificate, j.Roots, j.Controllers, j.Worked}, nil
 }
 
 // Save writes the membership, all or nothing.
@@ -169,7 +171,7 @@ func (i Identity) Save(m Membership) error {
 	if err := makeDir(i.Dir); err != nil {
 		return err
 	}
-	b, err := json.MarshalIndent(membershipJSON{m.Node.String(), m.Certificate, m.Roots, m.Controllers}, "", "  ")
+	b, err := json.MarshalIndent(membershipJSON{m.Node.String(), m.Certificate, m.Roots, m.Controllers, m.Worked}, "", "  ")
 	if err == nil {
 		err = WriteFile(filepath.Join(i.Dir, membershipFile), append(b, '\n'))
 	}

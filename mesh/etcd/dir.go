@@ -19,7 +19,47 @@ const (
 	lockText   = "This directory is weft's embedded etcd. It is locked while it is in use.\n"
 	memberDir  = "member"            // etcd's own
 	unfinished = "member.unfinished" // what a first start that did not end left behind
+	movedName  = "moved"             // where the content has gone to, as text
 )
+
+// MovedError says that what a data directory held is elsewhere now: a server on it
+// would go on with a state that nobody else has.
+type MovedError struct{ Dir, To string }
+
+// Error implements error.
+func (e *MovedError) Error() string {
+	return fmt.Sprintf("data directory %s: the mesh has moved to %s", e.Dir, e.To)
+}
+
+// Retire marks a data directory whose content has moved to another etcd: no server
+// starts on it any more. The files stay.
+func Retire(dir, to string) error {
+	path := filepath.Join(dir, movedName)
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return fmt.Errorf("mark data directory: %w", err)
+	}
+	_, err = f.WriteString(to + "\n")
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return fmt.Errorf("mark data directory: %w", err)
+	}
+	return nil
+}
+
+// movedTo returns where the content of a directory has gone to, or "".
+func movedTo(dir string) (string, error) {
+	text, err := os.ReadFile(filepath.Join(dir, movedName))
+	if errors.Is(err, os.ErrNotExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("data directory: %w", err)
+	}
+	return strings.TrimSpace(string(text)), nil
+}
+
+// ErrInUse says that a server runs on a data directory already.
+var ErrInUse = errors.New("in use by another process")
 
 // claim is the hold on a data directory. The kernel gives it up if the process dies.
 type claim struct {
@@ -55,7 +95,7 @@ func claimDir(dir string) (*claim, error) {
 func (c *claim) lock() error {
 	err := unix.Flock(int(c.file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
-		return fmt.Errorf("data directory %s: in use by another process", c.dir)
+		return fmt.Errorf("data directory %s: %w", c.dir, ErrInUse)
 	}
 	if err != nil {
 		return fmt.Errorf("lock data directory %s: %w", c.dir, err)
@@ -109,7 +149,11 @@ func checkDir(dir, marker string) error {
 		return fmt.Errorf("data directory %s: it belongs to user %d, and this process runs as user %d", dir, owner.Uid, os.Geteuid())
 	}
 	if _, err := os.Stat(marker); err == nil {
-		return nil
+		to, err := movedTo(dir)
+		if err == nil && to != "" {
+			err = &MovedError{dir, to}
+		}
+		return err
 	}
 	entries, err := os.ReadDir(dir)
 	if err != nil {

@@ -65,6 +65,7 @@ type Server struct {
 	etcd    *embed.Etcd
 	client  *clientv3.Client
 	logging *logging
+	disk    *disk
 
 	stop   context.CancelFunc // ends upkeep
 	upkeep sync.WaitGroup
@@ -109,15 +110,17 @@ func Start(ctx context.Context, c Config) (*Server, error) {
 		claim.release()
 		return nil, fmt.Errorf("start etcd in %s: %w", c.Dir, err)
 	}
-	s := &Server{config: c, log: c.Log, claim: claim, etcd: e, logging: logging, stop: func() {}}
+	s := &Server{config: c, log: c.Log, claim: claim, etcd: e, logging: logging, stop: func() {}, disk: &disk{dir: c.Dir}}
 	if err := s.ready(ctx); err != nil {
 		s.Close()
 		return nil, fmt.Errorf("start etcd in %s: %w", c.Dir, err)
 	}
 	s.client = v3client.New(e.Server)
+	s.client.KV = guardedKV{s.client.KV, s.disk}
 	run, stop := context.WithCancel(context.Background())
 	s.stop = stop
 	s.upkeep.Go(func() { s.keepUp(run) })
+	s.upkeep.Go(func() { s.watchDisk(run) })
 	return s, nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
@@ -27,9 +28,15 @@ func (s *Store) CreateToken(ctx context.Context, actor string, token mesh.Token)
 		if token.Kind == mesh.KindClient {
 			orgs = []string{token.Org}
 		}
-		for _, org := range orgs {
-			if _, err := t.liveOrg(ctx, org); err != nil {
+		for _, name := range orgs {
+			org, err := t.liveOrg(ctx, name)
+			if err != nil {
 				return err
+			}
+			if token.Kind == mesh.KindClient {
+				if err := t.room(ctx, org, kindTokens); err != nil {
+					return err
+				}
 			}
 		}
 		if token.Region != "" {
@@ -61,10 +68,25 @@ func checkToken(t mesh.Token) error {
 		return fmt.Errorf("token %s: kind %q is neither %s nor %s", t.ID, t.Kind, mesh.KindHost, mesh.KindClient)
 	case t.Kind == mesh.KindClient && (t.Org == "" || len(t.Orgs) > 0 || t.Region != ""):
 		return fmt.Errorf("token %s: a client's token names one org and no region", t.ID)
+	case t.Kind == mesh.KindHost && t.ClientTTL != "":
+		return fmt.Errorf("token %s: how long clients last goes with a client's token", t.ID)
 	case t.Kind == mesh.KindHost && (t.Org != "" || len(t.Orgs) == 0):
 		return fmt.Errorf("token %s: a host's token names the orgs that it may carry, or %q", t.ID, mesh.AllOrgs)
 	case len(t.Orgs) > maxTokenOrgs:
 		return fmt.Errorf("token %s: it names more than %d orgs; use %q", t.ID, maxTokenOrgs, mesh.AllOrgs)
+	}
+	if t.ClientTTL == "" {
+		return nil
+	}
+	ttl, err := time.ParseDuration(t.ClientTTL)
+	if err == nil && ttl == 0 {
+		err = errors.New("a client cannot last 0s")
+	}
+	if err == nil {
+		err = checkClientTTL(ttl)
+	}
+	if err != nil {
+		return fmt.Errorf("token %s: client_ttl: %w", t.ID, err)
 	}
 	return nil
 }

@@ -42,8 +42,7 @@ func (s *Store) Events(ctx context.Context, limit int) ([]mesh.Event, error) {
 	return out, nil
 }
 
-// trim keeps the audit log within its limits and forgets tokens that expired a
-// while ago.
+// trim keeps the audit log within its limits.
 func (s *Store) trim(ctx context.Context) error {
 	oldest := s.now().Add(-s.config.AuditAge).Format(auditTime)
 	if err := s.forget(ctx, keyAudit, clientv3.WithRange(s.root+keyAudit+oldest)); err != nil {
@@ -56,13 +55,12 @@ func (s *Store) trim(ctx context.Context) error {
 		}
 		over := r.Responses[0].GetResponseRange().Count - s.config.AuditSize
 		if over <= 0 {
-			break
+			return nil
 		}
 		if _, err := s.forgetSome(ctx, keyAudit, min(over, maxOps), clientv3.WithPrefix()); err != nil {
 			return err
 		}
 	}
-	return s.forgetTokens(ctx)
 }
 
 // forget deletes all of a range.
@@ -91,7 +89,8 @@ func (s *Store) forgetSome(ctx context.Context, from string, limit int64, to cli
 	return len(keys), err
 }
 
-func (s *Store) forgetTokens(ctx context.Context) error {
+// ExpireTokens removes tokens that expired a while ago.
+func (s *Store) ExpireTokens(ctx context.Context) error {
 	kvs, err := s.list(ctx, keyTokens, 0)
 	if err != nil {
 		return err

@@ -30,7 +30,6 @@ const (
 func (s *Store) keepClean(ctx context.Context) {
 	tick := time.NewTicker(cleanEvery)
 	defer tick.Stop()
-	var trimmed time.Time
 	select {
 	case <-s.Ready():
 	case <-ctx.Done():
@@ -38,13 +37,6 @@ func (s *Store) keepClean(ctx context.Context) {
 	}
 	for {
 		s.resume(ctx)
-		if now := s.now(); now.Sub(trimmed) >= trimEvery {
-			if err := s.trim(ctx); err == nil {
-				trimmed = now
-			} else if ctx.Err() == nil {
-				s.log.Warn("trim the audit log", "err", err)
-			}
-		}
 		select {
 		case <-tick.C:
 		case <-s.cleaning:
@@ -302,6 +294,7 @@ func (w *sweep) org(ctx context.Context, org mesh.Org) error {
 			})
 		},
 		func() error { return w.drop(ctx, machineKey(org.Name, "")) },
+		func() error { return w.drop(ctx, keyAddresses+org.Name+"/") },
 		func() error { return w.drop(ctx, "health/"+org.Name+"/") },
 		func() error { return w.drop(ctx, appKey(org.Name, "")) },
 		// The network is never given again, so neither are its addresses.
@@ -316,8 +309,8 @@ func (w *sweep) org(ctx context.Context, org mesh.Org) error {
 	return nil
 }
 
-// cleanHost removes the machines of a host that is gone and gives its clients
-// another gateway.
+// cleanHost removes the machines of a host that is gone, keeps the addresses of the
+// stable ones for them, calls off moves to it, and gives its clients another gateway.
 func (s *Store) cleanHost(ctx context.Context, name string) (int64, error) {
 	unlock, err := s.locks.lock(ctx, "clean/host/"+name)
 	if err != nil {
@@ -340,6 +333,11 @@ func (s *Store) cleanHost(ctx context.Context, name string) (int64, error) {
 	// Nothing can be put on the host any more, so what this state has on it is all.
 	machines, clients := state.MachinesOn(name), state.ClientsAt(name)
 	var last int64
+	for chunk := range slices.Chunk(movingTo(state, name), page) {
+		if last, err = s.change(ctx, "", func(ctx context.Context, t *tx) error { return t.callOff(ctx, name, chunk) }); err != nil {
+			return last, err
+		}
+	}
 	for chunk := range slices.Chunk(machines, page) {
 		if last, err = s.change(ctx, "", func(ctx context.Context, t *tx) error { return t.dropMachines(ctx, name, chunk) }); err != nil {
 			return last, err
@@ -363,7 +361,7 @@ func (s *Store) cleanHost(ctx context.Context, name string) (int64, error) {
 func (t *tx) dropMachines(ctx context.Context, host string, machines []mesh.Machine) error {
 	keys := []string{removingKey(host)}
 	for _, m := range machines {
-		keys = append(keys, machineKey(m.Org, m.ID))
+		keys = append(keys, machineKey(m.Org, m.ID), reservationKey(m.Org, mesh.KindMachine, m.ID))
 	}
 	if err := t.fetch(ctx, keys...); err != nil || t.seen[removingKey(host)] == nil {
 		return err
@@ -380,9 +378,41 @@ func (t *tx) dropMachines(ctx context.Context, host string, machines []mesh.Mach
 		if !there || now.Host != host {
 			continue
 		}
-		parts, _ := plan.Parts(now.Endpoint.Addr())
-		t.delete(machineKey(m.Org, m.ID))
-		if err := t.giveSlot(parts); err != nil {
+		if err := t.dropMachine(ctx, plan, now); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func movingTo(state mesh.State, host string) (machines []mesh.Machine) {
+	for _, m := range state.Machines.All() {
+		if m.Next == host {
+			machines = append(machines, m)
+		}
+	}
+	return machines
+}
+
+// callOff undoes the preparation of moves to a host that is gone.
+func (t *tx) callOff(ctx context.Context, host string, machines []mesh.Machine) error {
+	keys := []string{removingKey(host)}
+	for _, m := range machines {
+		keys = append(keys, machineKey(m.Org, m.ID))
+	}
+	if err := t.fetch(ctx, keys...); err != nil || t.seen[removingKey(host)] == nil {
+		return err
+	}
+	for _, m := range machines {
+		now, there, err := get[mesh.Machine](ctx, t, machineKey(m.Org, m.ID))
+		if err != nil {
+			return err
+		}
+		if !there || now.Next != host {
+			continue
+		}
+		now.Next = ""
+		if err := t.put(machineKey(m.Org, m.ID), now); err != nil {
 			return err
 		}
 	}
@@ -420,6 +450,7 @@ func (t *tx) moveClients(ctx context.Context, host string, clients []mesh.Client
 				return err
 			}
 		}
+		now.Generation++
 		if err := t.put(clientKey(c.Org, c.Name), now); err != nil {
 			return err
 		}

@@ -18,7 +18,7 @@ import (
 // lists and inner objects they are not.)
 func encode(old []byte, v any) ([]byte, error) {
 	text, err := json.Marshal(v)
-	if err != nil || old == nil {
+	if err != nil || old == nil || reflect.TypeOf(v).Kind() != reflect.Struct {
 		return text, err
 	}
 	var was map[string]json.RawMessage

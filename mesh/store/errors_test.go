@@ -30,6 +30,7 @@ func TestErrorsOfEtcdAreReadable(t *testing.T) {
 		says string
 	}{
 		{t.Context(), rpctypes.ErrNoSpace, ErrUnavailable, "full (NOSPACE)"},
+		{t.Context(), rpctypes.ErrCorrupt, ErrUnavailable, "damaged (CORRUPT)"},
 		{t.Context(), rpctypes.ErrNoLeader, ErrUnavailable, "no leader"},
 		{t.Context(), rpctypes.ErrLeaderChanged, ErrUnavailable, "no leader"},
 		{t.Context(), rpctypes.ErrTimeout, ErrUnavailable, "in time"},
@@ -44,6 +45,9 @@ func TestErrorsOfEtcdAreReadable(t *testing.T) {
 		err := unavailable(tt.ctx, tt.err)
 		if !errors.Is(err, tt.want) || !strings.Contains(err.Error(), tt.says) {
 			t.Errorf("%v became %v, want %v that says %q", tt.err, err, tt.want, tt.says)
+		}
+		if out := errors.Is(tt.err, rpctypes.ErrNoSpace) || errors.Is(tt.err, rpctypes.ErrCorrupt); out != (mesh.HintOf(err) != "") {
+			t.Errorf("%v: the hint is %q", tt.err, mesh.HintOf(err))
 		}
 	}
 	if err := unavailable(t.Context(), nil); err != nil {
@@ -108,9 +112,8 @@ func TestALostAnswerIsNotTriedAgain(t *testing.T) {
 	org(t, s, "acme")
 	host(t, s, "h")
 	lost := again(t, s)
-	commits := 0
 	lost.client = withKV(s.client, &faultyKV{KV: s.client.KV, after: func() error {
-		if commits++; commits == 4 { // the mesh and two reads, then the change
+		if len(keysBelow(t, s, "machines/")) > 0 { // that was the change
 			return context.DeadlineExceeded
 		}
 		return nil

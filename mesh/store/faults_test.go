@@ -29,6 +29,7 @@ type faultyTxn struct {
 
 func (t *faultyTxn) If(c ...clientv3.Cmp) clientv3.Txn  { t.Txn = t.Txn.If(c...); return t }
 func (t *faultyTxn) Then(o ...clientv3.Op) clientv3.Txn { t.Txn = t.Txn.Then(o...); return t }
+func (t *faultyTxn) Else(o ...clientv3.Op) clientv3.Txn { t.Txn = t.Txn.Else(o...); return t }
 
 func (t *faultyTxn) Commit() (*clientv3.TxnResponse, error) {
 	if t.kv.before != nil {

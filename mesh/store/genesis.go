@@ -3,19 +3,19 @@ package store
 import (
 	"cmp"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
+	"strings"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/weftmesh/weft/mesh"
 )
 
-// Schema is the version of the stored format that this program writes. It reads
-// this one and older ones.
-const Schema = 1
+// Schema is the newest version of the stored format that this program knows. It
+// works on this one and on older ones, and writes what the mesh record says: new in 2
+// are reservations of endpoints, generations, and the controllers' own records.
+const Schema = 2
 
 // CARecord is a certificate authority as stored: the key is sealed by the caller.
 type CARecord struct {
@@ -39,11 +39,14 @@ func (s *Store) Init(ctx context.Context, g Genesis) (created bool, err error) {
 		return false, fmt.Errorf("create mesh: %w", err)
 	}
 	_, err = s.change(ctx, "operator/"+g.Operator.ID, func(ctx context.Context, t *tx) error {
-		if err := t.fetch(ctx, keyMesh); err != nil {
+		if err := t.fetch(ctx, keyMesh, keyRestoring); err != nil {
 			return err
 		}
 		if created = t.seen[keyMesh] == nil; !created {
 			return nil
+		}
+		if t.seen[keyRestoring] != nil {
+			return s.halfRestored()
 		}
 		return errors.Join(
 			t.put(keyMesh, g.Mesh),
@@ -75,14 +78,9 @@ func (s *Store) complete(g *Genesis) error {
 	if g.Operator.Created.IsZero() {
 		g.Operator.Created = now
 	}
-	g.Mesh.Schema = Schema
-	if g.Mesh.Epoch == 0 {
-		var b [4]byte
-		if _, err := io.ReadFull(s.config.Rand, b[:]); err != nil {
-			return fmt.Errorf("draw an epoch: %w", err)
-		}
-		g.Mesh.Epoch = cmp.Or(binary.BigEndian.Uint32(b[:]), 1)
-	}
+	g.Mesh.Schema = s.config.Schema
+	// Epochs are ordered: a restore and a migration take a higher one.
+	g.Mesh.Epoch = cmp.Or(g.Mesh.Epoch, 1)
 	return nil
 }
 
@@ -93,15 +91,19 @@ func (s *Store) Load(ctx context.Context) (m mesh.Mesh, cas []CARecord, found bo
 	r, err := s.commit(ctx, nil, []clientv3.Op{
 		clientv3.OpGet(s.root + keyMesh),
 		clientv3.OpGet(s.root+keyCAs, clientv3.WithPrefix()),
+		clientv3.OpGet(s.root+keyRestoring, clientv3.WithCountOnly()),
 	})
 	if err != nil {
 		return m, nil, false, fmt.Errorf("load mesh: %w", err)
 	}
 	records := r.Responses[0].GetResponseRange().Kvs
 	if len(records) == 0 {
-		return m, nil, false, nil
+		if r.Responses[2].GetResponseRange().Count > 0 {
+			err = s.halfRestored()
+		}
+		return m, nil, false, err
 	}
-	if m, err = decodeMesh(records[0].Value); err != nil {
+	if m, err = s.decodeMesh(records[0].Value); err != nil {
 		return m, nil, true, fmt.Errorf("load mesh: %w", err)
 	}
 	for _, kv := range r.Responses[1].GetResponseRange().Kvs {
@@ -115,7 +117,7 @@ func (s *Store) Load(ctx context.Context) (m mesh.Mesh, cas []CARecord, found bo
 	return m, cas, true, nil
 }
 
-func decodeMesh(value []byte) (mesh.Mesh, error) {
+func (s *Store) decodeMesh(value []byte) (mesh.Mesh, error) {
 	var version struct {
 		Schema int `json:"schema"`
 	}
@@ -123,14 +125,38 @@ func decodeMesh(value []byte) (mesh.Mesh, error) {
 	if err := unmarshal(keyMesh, value, &version); err != nil {
 		return mesh.Mesh{}, err
 	}
-	if version.Schema > Schema {
-		return mesh.Mesh{}, mesh.WithHint(
-			fmt.Errorf("the mesh is stored in format %d, and this program knows formats up to %d", version.Schema, Schema),
-			"run the version of weft-controller that last ran here, or a newer one")
+	if version.Schema > s.config.Schema {
+		return mesh.Mesh{}, s.tooNew(version.Schema)
 	}
 	object, err := decode(keyMesh, value, (mesh.Mesh{}).Plan)
 	if err != nil {
 		return mesh.Mesh{}, fmt.Errorf("stored value of %s: %w", keyMesh, err)
 	}
 	return object.(mesh.Mesh), nil
+}
+
+// tooNew says that the mesh is stored in a format that this program does not know.
+func (s *Store) tooNew(format int) error {
+	return mesh.WithHint(
+		fmt.Errorf("%w: the mesh is stored in format %d, and this program knows formats up to %d", ErrFormat, format, s.config.Schema),
+		"run the version of weft-controller that last ran here, or a newer one")
+}
+
+// format is the version of the stored format to write: what is new in a later one
+// would not be understood by a controller that still runs beside this one.
+func (s *Store) format() int {
+	if m := s.mesh.Load(); m != nil {
+		return min(m.Schema, s.config.Schema)
+	}
+	return s.config.Schema
+}
+
+// since tells, of the kinds that came later, with which version of the format they
+// did. A controller that knows only older ones passes them over.
+var since = map[string]int{keyAddresses: 2, keyControllers: 2}
+
+// knows reports whether this store knows the kind of a key.
+func (s *Store) knows(key string) bool {
+	kind, _, _ := strings.Cut(key, "/")
+	return since[kind+"/"] <= s.config.Schema
 }

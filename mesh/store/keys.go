@@ -3,6 +3,7 @@ package store
 import (
 	"encoding/base64"
 	"fmt"
+	"strconv"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -49,9 +50,12 @@ func caKey(id string) string                { return keyCAs + id }
 func presenceKey(host string) string        { return "presence/" + host }
 func reportKey(host string) string          { return keyVolatile + "hosts/" + host }
 func removingKey(host string) string        { return keyRemoving + host }
-func nextSlotKey(n uint64, h uint32) string { return fmt.Sprintf("next/slots/%d/%d", n, h) }
+func nextSlotKey(n uint64, h uint32) string { return "next/slots/" + spaceOf(n, h) }
 func restingSlots(n uint64, h uint32) string {
-	return fmt.Sprintf("next/resting/slots/%d/%d/", n, h)
+	return "next/resting/slots/" + spaceOf(n, h) + "/"
+}
+func spaceOf(n uint64, h uint32) string {
+	return strconv.FormatUint(n, 10) + "/" + strconv.FormatUint(uint64(h), 10)
 }
 
 // restingKey is the key of a number that may be given again from due on. They

@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"net/netip"
 
+	"github.com/weftmesh/weft/ipam"
 	"github.com/weftmesh/weft/mesh"
 )
 
@@ -16,22 +19,35 @@ type MachineSpec struct {
 	Group  string
 	Meta   map[string]string
 	Host   string // where it is
-	Stable bool
+	Stable bool   // it keeps its endpoint on another host, and for a while after its end
+	// Move: if it is on another host, it is prepared to move to Host; see MoveMachine.
+	Move bool
+	// Endpoint, if valid, is the /112 that it holds already: controllers had given it,
+	// and do not know it any more after a restore. It is given to it again, or nothing.
+	Endpoint netip.Prefix
 }
 
 // MachineRef names a machine. Host, unless empty, is where it must be: otherwise
 // the change is refused with ErrConflict.
 type MachineRef struct{ Org, ID, Host string }
 
-// Limits of a machine's metadata: it goes to every host that carries the org.
+// Bounds of a machine's metadata: it goes to every host that carries the org. How
+// many pairs there may be, the org's limits say, up to maxMeta.
 const (
-	maxMeta      = 32
+	maxMeta      = 256
 	maxMetaKey   = 63
 	maxMetaValue = 255
 )
 
 // CreateMachine creates a machine on a host that may carry its org, gives it an
-// address there, and creates its app if it is the first of it.
+// address there, and creates its app if it is the first of it. A stable one of a
+// name that has a reservation gets the endpoint back that it had, wherever that is
+// homed.
+//
+// The same request again returns the machine that is there and changes nothing: its
+// answer may have been lost. One that is on another host is ErrExists, or with
+// spec.Move is prepared to come: then the machine returned is still there, and its
+// Next is spec.Host.
 func (s *Store) CreateMachine(ctx context.Context, actor string, spec MachineSpec) (m mesh.Machine, rev int64, err error) {
 	if spec.ID == "" {
 		if spec.ID, err = s.draw(7); err != nil {
@@ -45,39 +61,127 @@ func (s *Store) CreateMachine(ctx context.Context, actor string, spec MachineSpe
 	if err != nil {
 		return m, 0, fmt.Errorf("create machine %s/%s: %w", spec.Org, spec.ID, err)
 	}
-	rev, err = s.change(ctx, actor, func(ctx context.Context, t *tx) error {
-		if err := t.alone(ctx, "slots/"+spec.Org+"/"+spec.Host); err != nil {
+	change := s.shared
+	if spec.Move || spec.Endpoint.IsValid() {
+		change = s.change
+	}
+	for again := true; again; {
+		rev, err = change(ctx, actor, func(ctx context.Context, t *tx) error {
+			var err error
+			m, again, err = t.newMachine(ctx, plan, spec)
 			return err
-		}
-		app := appKey(spec.Org, spec.App)
-		if err := t.fetch(ctx, orgKey(spec.Org), hostKey(spec.Host), app, machineKey(spec.Org, spec.ID)); err != nil {
-			return err
-		}
-		org, host, err := t.carrier(ctx, spec.Org, spec.Host)
-		if err != nil {
-			return err
-		}
-		if host.Cordoned {
-			return fmt.Errorf("host %s: %w: it is cordoned", host.Name, ErrConflict)
-		}
-		if _, there, err := get[mesh.Machine](ctx, t, machineKey(spec.Org, spec.ID)); err != nil || there {
-			return errors.Join(err, only(there, ErrExists))
-		}
-		slot, err := t.take(ctx, slots(org.Network, host.Number))
-		if err != nil {
-			return err
-		}
-		m = mesh.Machine{
-			Org: spec.Org, ID: spec.ID, App: spec.App, Group: spec.Group, Meta: spec.Meta, Host: spec.Host,
-			Endpoint: plan.Endpoint(org.Network, host.Position(), uint16(slot)),
-			Stable:   spec.Stable, State: mesh.StateStarted, Created: s.now(),
-		}
-		if t.seen[app] == nil {
-			err = t.put(app, mesh.App{Org: spec.Org, Name: spec.App})
-		}
-		return errors.Join(err, t.put(machineKey(m.Org, m.ID), m), t.event("machine.create", m.Org+"/"+m.ID, ""))
-	})
+		})
+		again = again && err == nil
+	}
 	return result(m, rev, err, "create machine %s/%s", spec.Org, spec.ID)
+}
+
+// newMachine writes a machine. more says that it only made room: it is to be
+// called again.
+func (t *tx) newMachine(ctx context.Context, plan ipam.Plan, spec MachineSpec) (m mesh.Machine, more bool, err error) {
+	if err := t.alone(ctx, "slots/"+spec.Org+"/"+spec.Host); err != nil {
+		return m, false, err
+	}
+	own, app := machineKey(spec.Org, spec.ID), appKey(spec.Org, spec.App)
+	keys := []string{orgKey(spec.Org), hostKey(spec.Host), app, own}
+	state := t.s.State()
+	if !state.Machines.Has(spec.Org + "/" + spec.ID) {
+		t.suppose(own)
+	}
+	if spec.Stable {
+		kept := reservationKey(spec.Org, mesh.KindMachine, spec.ID)
+		if !state.Reserved.Has(spec.Org + "/" + mesh.KindMachine + "/" + spec.ID) {
+			t.suppose(kept)
+		}
+		keys = append(keys, kept)
+	}
+	if err := t.fetch(ctx, keys...); err != nil {
+		return m, false, err
+	}
+	org, host, err := t.carrier(ctx, spec.Org, spec.Host)
+	if err != nil {
+		return m, false, err
+	}
+	old, there, err := get[mesh.Machine](ctx, t, own)
+	switch {
+	case err != nil:
+		return m, false, err
+	case there && old.Host == spec.Host:
+		return old, false, only(!same(old, spec), existsHere(spec))
+	case there:
+		m, err = t.prepareMove(old, host, spec)
+		return m, false, err
+	}
+	m = mesh.Machine{
+		Org: spec.Org, ID: spec.ID, App: spec.App, Group: spec.Group, Meta: spec.Meta, Host: spec.Host,
+		Stable: spec.Stable, State: mesh.StateStarted, Created: t.s.now(),
+	}
+	if err := errors.Join(usable(host, spec), checkPairs(org, spec.Meta)); err != nil {
+		return m, false, err
+	}
+	if err := t.room(ctx, org, kindMachines); err != nil {
+		return m, false, err
+	}
+	note, more, err := t.place(ctx, plan, org, host, spec, &m)
+	if more || err != nil {
+		return m, more, err
+	}
+	if t.seen[app] == nil {
+		err = t.put(app, mesh.App{Org: spec.Org, Name: spec.App})
+	}
+	return m, false, errors.Join(err, t.put(own, m), t.event("machine.create", m.Org+"/"+m.ID, note))
+}
+
+// place gives a machine its endpoint: the one that it holds, the one that is kept
+// for its name, or a new one. more says that only room was made for it.
+func (t *tx) place(ctx context.Context, plan ipam.Plan, org mesh.Org, host mesh.Host, spec MachineSpec, m *mesh.Machine) (note string, more bool, err error) {
+	if spec.Endpoint.IsValid() {
+		if more, err := t.adopt(ctx, plan, org, host, spec); more || err != nil {
+			return "", more, err
+		}
+	}
+	var kept mesh.Reservation
+	if spec.Stable {
+		if kept, err = t.takeBack(ctx, plan, org, mesh.KindMachine, spec.ID); err != nil {
+			return "", false, err
+		}
+	}
+	m.Generation = kept.Generation + 1
+	switch {
+	case spec.Endpoint.IsValid():
+		m.Endpoint = spec.Endpoint
+		if kept.Endpoint.IsValid() && kept.Endpoint != spec.Endpoint {
+			err = t.rest(plan, kept)
+		}
+		return "it held " + spec.Endpoint.String(), false, err
+	case kept.Endpoint.IsValid():
+		m.Endpoint = kept.Endpoint
+		return "it had " + kept.Endpoint.String(), false, nil
+	}
+	slot, err := t.take(ctx, slots(org.Network, host.Number))
+	m.Endpoint = plan.Endpoint(org.Network, host.Position(), uint16(slot))
+	return "", false, err
+}
+
+// same reports whether a machine is what spec asks for.
+func same(m mesh.Machine, spec MachineSpec) bool {
+	return m.App == spec.App && m.Group == spec.Group && maps.Equal(m.Meta, spec.Meta) && m.Stable == spec.Stable &&
+		(!spec.Endpoint.IsValid() || m.Endpoint == spec.Endpoint)
+}
+
+func existsHere(spec MachineSpec) error {
+	return mesh.WithHint(fmt.Errorf("%w: it is on host %s, with another app, group, metadata or address", ErrExists, spec.Host),
+		"choose another name, or remove that one first: weft machine remove --org %s %s", spec.Org, spec.ID)
+}
+
+// usable reports a host that takes no new machines. One that holds its endpoint
+// already runs there.
+func usable(host mesh.Host, spec MachineSpec) error {
+	if !host.Cordoned || spec.Endpoint.IsValid() {
+		return nil
+	}
+	return mesh.WithHint(fmt.Errorf("host %s: %w: it is cordoned", host.Name, ErrConflict),
+		"choose another host, or take it back into service: weft host uncordon %s", host.Name)
 }
 
 // carrier returns an org that lives and a host that may carry it.
@@ -107,6 +211,9 @@ func checkMachine(spec MachineSpec) error {
 	}
 	if len(spec.Meta) > maxMeta {
 		return fmt.Errorf("machine %s: it has more than %d pairs of metadata", spec.ID, maxMeta)
+	}
+	if e := spec.Endpoint; e.IsValid() && (e.Bits() != ipam.EndpointBits || e.Masked() != e) {
+		return fmt.Errorf("machine %s: endpoint %s is not a /%d", spec.ID, e, ipam.EndpointBits)
 	}
 	for k, v := range spec.Meta {
 		if k == "" || len(k) > maxMetaKey || len(v) > maxMetaValue {
@@ -146,20 +253,35 @@ func (s *Store) SetMachineState(ctx context.Context, actor string, ref MachineRe
 	return result(m, rev, err, "set machine %s/%s", ref.Org, ref.ID)
 }
 
-// RemoveMachine removes a machine. Its address rests before it is given again.
+// RemoveMachine removes a machine. The address of a stable one is kept for its
+// name for a while (Config.AddressRest); any other rests before it is given again.
 func (s *Store) RemoveMachine(ctx context.Context, actor string, ref MachineRef) (rev int64, err error) {
 	plan, err := s.needPlan(ctx)
 	if err != nil {
 		return 0, fmt.Errorf("remove machine %s/%s: %w", ref.Org, ref.ID, err)
 	}
 	rev, err = s.change(ctx, actor, func(ctx context.Context, t *tx) error {
+		if err := t.fetch(ctx, machineKey(ref.Org, ref.ID), reservationKey(ref.Org, mesh.KindMachine, ref.ID)); err != nil {
+			return err
+		}
 		m, err := t.machine(ctx, ref)
 		if err != nil {
 			return err
 		}
-		parts, _ := plan.Parts(m.Endpoint.Addr())
-		t.delete(machineKey(ref.Org, ref.ID))
-		return errors.Join(t.giveSlot(parts), t.event("machine.remove", ref.Org+"/"+ref.ID, ""))
+		return errors.Join(t.dropMachine(ctx, plan, m), t.event("machine.remove", ref.Org+"/"+ref.ID, ""))
 	})
 	return removed(rev, err, "remove machine %s/%s", ref.Org, ref.ID)
+}
+
+// dropMachine deletes a machine's record and says what becomes of its address.
+func (t *tx) dropMachine(ctx context.Context, plan ipam.Plan, m mesh.Machine) error {
+	t.delete(machineKey(m.Org, m.ID))
+	if !m.Stable {
+		parts, _ := plan.Parts(m.Endpoint.Addr())
+		return t.giveSlot(parts)
+	}
+	return t.keep(ctx, plan, mesh.Reservation{
+		Org: m.Org, Kind: mesh.KindMachine, Name: m.ID, Endpoint: m.Endpoint, Generation: m.Generation,
+		Until: t.s.now().Add(t.s.config.AddressRest),
+	})
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -32,6 +33,7 @@ type mirror struct {
 	confirmed time.Time     // when that was last heard
 	advanced  chan struct{} // closed and replaced when known grows
 	wakes     map[chan struct{}]bool
+	feeds     map[*Feed]bool
 
 	// Only keepMirror's:
 	revs    map[string]int64 // revision of each object, by key
@@ -43,7 +45,7 @@ type mirror struct {
 func newMirror() mirror {
 	return mirror{
 		ready: make(chan struct{}), nudge: make(chan struct{}, 1), advanced: make(chan struct{}), wakes: map[chan struct{}]bool{},
-		revs: map[string]int64{},
+		feeds: map[*Feed]bool{}, revs: map[string]int64{},
 	}
 }
 
@@ -142,18 +144,23 @@ func (s *Store) at(ctx context.Context, rev int64) (mesh.State, error) {
 	return state, nil
 }
 
-// publish makes state the State; complete says up to which revision it is.
-func (m *mirror) publish(state mesh.State, complete int64, changed bool) {
-	m.state.Store(&state)
+// publish makes state the State, to which steps lead; complete says up to which
+// revision it is.
+func (m *mirror) publish(state mesh.State, complete int64, steps []mesh.Step) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.state.Store(&state)
+	// The feeds before those who wait: who sees a revision finds its step there.
+	for f := range m.feeds {
+		f.addLocked(steps, state.Revision)
+	}
 	m.confirmed = time.Now()
 	if complete != m.known {
 		m.known = complete
 		close(m.advanced)
 		m.advanced = make(chan struct{})
 	}
-	if !changed {
+	if len(steps) == 0 {
 		return
 	}
 	for c := range m.wakes {
@@ -196,10 +203,12 @@ var errRelist = errors.New("revisions are gone")
 // follow lists if need be and watches until that breaks.
 func (s *Store) follow(ctx context.Context) error {
 	m := &s.mirror
-	if m.cluster == 0 {
-		if err := s.relist(ctx); err != nil {
-			return err
-		}
+	resume := s.relist
+	if m.cluster != 0 {
+		resume = s.sameMesh
+	}
+	if err := resume(ctx); err != nil {
+		return err
 	}
 	watch, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
 	defer cancel()
@@ -214,10 +223,11 @@ func (s *Store) follow(ctx context.Context) error {
 
 	from, to := s.mirrorRange()
 	events := s.client.Watch(watch, from, to, clientv3.WithRev(m.known+1), clientv3.WithProgressNotify(), clientv3.WithCreatedNotify())
-	for {
+	for silent := false; ; {
 		asked := false
 		select {
 		case r, open := <-events:
+			silent = false
 			if !open && watch.Err() == nil {
 				return fmt.Errorf("%w: the watch ended", ErrUnavailable)
 			}
@@ -228,7 +238,16 @@ func (s *Store) follow(ctx context.Context) error {
 				}
 			}
 		case <-ask.C:
-			asked = true
+			if silent {
+				quiet, err := s.quiet(ctx)
+				if err != nil {
+					return err
+				}
+				if quiet {
+					watchdog.Reset(limit)
+				}
+			}
+			asked, silent = true, true
 		case <-m.nudge:
 			asked = true
 		case <-watch.Done():
@@ -242,6 +261,18 @@ func (s *Store) follow(ctx context.Context) error {
 			return fmt.Errorf("%w: nothing heard for %s", ErrUnavailable, limit)
 		}
 	}
+}
+
+// quiet reports whether nothing was written since the known revision, so that
+// there is nothing to hear. A watch that begins with a revision that is still to come
+// is not told of progress either, and on a full etcd it does not come.
+func (s *Store) quiet(ctx context.Context) (bool, error) {
+	r, err := s.commit(ctx, nil, []clientv3.Op{clientv3.OpGet(s.root+keyMesh, clientv3.WithCountOnly())})
+	if err != nil || r.Header.Revision != s.mirror.known {
+		return false, err
+	}
+	s.mirror.publish(s.State(), r.Header.Revision, nil)
+	return true, nil
 }
 
 // hear takes one message of the watch.
@@ -266,9 +297,24 @@ func (s *Store) hear(ctx context.Context, r clientv3.WatchResponse) error {
 	}
 	switch {
 	case len(r.Events) > 0:
-		s.apply(r.Events)
+		return s.apply(r.Events)
 	case r.IsProgressNotify():
-		m.publish(s.State(), r.Header.Revision, false)
+		m.publish(s.State(), r.Header.Revision, nil)
+	}
+	return nil
+}
+
+// sameMesh looks, before a watch goes on, whether the mesh record is still the one
+// that was seen. Revisions and the number of a cluster do not tell: a new cluster
+// with the members' old names has the old number, and may have come further.
+func (s *Store) sameMesh(ctx context.Context) error {
+	r, err := s.commit(ctx, nil, []clientv3.Op{clientv3.OpGet(s.root + keyMesh)})
+	if err != nil {
+		return err
+	}
+	kvs, seen := r.Responses[0].GetResponseRange().Kvs, s.mirror.revs[keyMesh]
+	if len(kvs) == 0 && seen != 0 || len(kvs) > 0 && kvs[0].ModRevision != seen {
+		return fmt.Errorf("%w: the mesh in etcd is another one, or of another time", errRelist)
 	}
 	return nil
 }
@@ -283,10 +329,52 @@ func (s *Store) behind(ctx context.Context) error {
 	return err
 }
 
-// apply makes one step of whole revisions.
-func (s *Store) apply(events []*clientv3.Event) {
+// apply makes a step of each revision. It stops before one that takes the mesh
+// itself away: nobody removes a mesh, so what goes with it is still meant to be.
+func (s *Store) apply(events []*clientv3.Event) error {
 	m := &s.mirror
+	var gone error
+	for _, e := range events {
+		if e.Type == clientv3.EventTypeDelete && string(e.Kv.Key) == s.root+keyMesh {
+			first := slices.IndexFunc(events, func(o *clientv3.Event) bool { return o.Kv.ModRevision == e.Kv.ModRevision })
+			events, gone = events[:first], fmt.Errorf("%w: the mesh was deleted from etcd", errRelist)
+			break
+		}
+	}
+	if len(events) == 0 {
+		return gone
+	}
 	state := s.State()
+	var steps []mesh.Step
+	for len(events) > 0 {
+		rev, n := events[0].Kv.ModRevision, 1
+		for n < len(events) && events[n].Kv.ModRevision == rev {
+			n++
+		}
+		before := state
+		changes := s.changes(events[:n], state)
+		state = state.With(changes...)
+		state.Revision.Revision = rev
+		if len(changes) > 0 {
+			steps = append(steps, mesh.Step{Before: before, After: state, Keys: keysOf(changes)})
+		}
+		events = events[n:]
+	}
+	m.publish(state, state.Revision.Revision, steps)
+	return gone
+}
+
+func keysOf(changes []mesh.Change) []string {
+	keys := make([]string, len(changes))
+	for i, c := range changes {
+		keys[i] = c.Key
+	}
+	return keys
+}
+
+// changes are what events do to state.
+func (s *Store) changes(events []*clientv3.Event, state mesh.State) []mesh.Change {
+	m := &s.mirror
 	var changes []mesh.Change
 	for _, e := range events {
 		key := strings.TrimPrefix(string(e.Kv.Key), s.root)
@@ -302,14 +390,15 @@ func (s *Store) apply(events []*clientv3.Event) {
 			changes = append(changes, c)
 		}
 	}
-	state = state.With(changes...)
-	state.Revision.Revision = events[len(events)-1].Kv.ModRevision
-	m.publish(state, state.Revision.Revision, len(changes) > 0)
+	return changes
 }
 
 // decoded is the change that a stored object makes. What cannot be read is left
 // as it was before: it is of a newer controller, or broken.
 func (s *Store) decoded(key string, kv *mvccpb.KeyValue, state mesh.State) (mesh.Change, bool) {
+	if !s.knows(key) {
+		return mesh.Change{}, false
+	}
 	plan := state.Mesh.Plan
 	if !plan.IsValid() {
 		plan = s.plan()
@@ -322,82 +411,4 @@ func (s *Store) decoded(key string, kv *mvccpb.KeyValue, state mesh.State) (mesh
 		s.mesh.Store(&m)
 	}
 	return mesh.Change{Key: key, Object: object}, err == nil && object != nil
-}
-
-// listing is everything that State holds, as stored, at one revision.
-type listing struct {
-	revision int64
-	cluster  uint64
-	kvs      []*mvccpb.KeyValue // the mesh record first
-}
-
-// listAll reads all kinds in one request, so at one revision. In pages it would
-// take several times as long.
-func (s *Store) listAll(ctx context.Context) (listing, error) {
-	ops := make([]clientv3.Op, len(mirrored))
-	for i, kind := range mirrored {
-		if strings.HasSuffix(kind, "/") {
-			ops[i] = clientv3.OpGet(s.root+kind, clientv3.WithPrefix())
-		} else {
-			ops[i] = clientv3.OpGet(s.root + kind)
-		}
-	}
-	r, err := s.commit(ctx, nil, ops)
-	if err != nil {
-		return listing{}, fmt.Errorf("list: %w", err)
-	}
-	l := listing{revision: r.Header.Revision, cluster: r.Header.ClusterId}
-	for _, part := range r.Responses {
-		l.kvs = append(l.kvs, part.GetResponseRange().Kvs...)
-	}
-	return l, nil
-}
-
-// relist brings the mirror to a new list by the difference, in one step.
-func (s *Store) relist(ctx context.Context) error {
-	m := &s.mirror
-	found, err := s.listAll(ctx)
-	if err != nil {
-		return err
-	}
-	before := s.State()
-	if found.revision < m.known {
-		for key := range m.revs {
-			m.revs[key] = -1 // revisions of another history say nothing
-		}
-	}
-	state, changed := s.difference(before, found, m.revs)
-	m.cluster = found.cluster
-	m.publish(state, found.revision, changed)
-	if !m.isReady() {
-		close(m.ready)
-	}
-	return nil
-}
-
-// difference applies to state what a listing has and state has not: what changed
-// by its revision (revs, which is brought up to date), and what is gone.
-func (s *Store) difference(state mesh.State, found listing, revs map[string]int64) (mesh.State, bool) {
-	there := make(map[string]bool, len(found.kvs))
-	var changes []mesh.Change
-	for _, kv := range found.kvs {
-		key := strings.TrimPrefix(string(kv.Key), s.root)
-		there[key] = true
-		if rev, held := revs[key]; held && rev == kv.ModRevision {
-			continue
-		}
-		if c, ok := s.decoded(key, kv, state); ok {
-			revs[key] = kv.ModRevision
-			changes = append(changes, c)
-		}
-	}
-	for key := range revs {
-		if !there[key] {
-			delete(revs, key)
-			changes = append(changes, mesh.Change{Key: key})
-		}
-	}
-	state = state.With(changes...)
-	state.Revision.Revision = found.revision
-	return state, len(changes) > 0
 }

@@ -120,7 +120,7 @@ func TestFly202604NoNumberIsGivenTwice(t *testing.T) {
 func TestSlotsRestAnHourAndTheLowestComesFirst(t *testing.T) {
 	t.Parallel()
 	c := newClock()
-	s := newMesh(t, Config{Now: c.Now})
+	s := run(t, newMesh(t, Config{Now: c.Now, AddressRest: time.Nanosecond}))
 	org(t, s, "acme")
 	host(t, s, "fra1")
 	for i := range 5 {
@@ -136,7 +136,11 @@ func TestSlotsRestAnHourAndTheLowestComesFirst(t *testing.T) {
 	remove("m4")
 	c.add(10 * time.Minute)
 	remove("m2")
-	done(s.RemoveClient(t.Context(), "test", "acme", "laptop"))(t)
+	mirroredAt(t, s, done(s.RemoveClient(t.Context(), "test", "acme", "laptop"))(t))
+	c.add(time.Nanosecond)
+	if err := s.FreeReservations(t.Context()); err != nil { // it was kept for the client, and rests from now on
+		t.Fatal(err)
+	}
 	next := func(want uint16) {
 		t.Helper()
 		m := machine(t, s, "acme", "web", "", "fra1")
@@ -184,9 +188,15 @@ func TestHostNumbersRest30DaysAndUntilNothingIsHomedThere(t *testing.T) {
 	c.add(time.Second)
 	next("e", 2) // b's; a's is the home of a client
 	next("f", 5)
-	done(s.RemoveClient(t.Context(), "test", "acme", "laptop"))(t)
-	eventually(t, s, "the client is gone from the mirror", func(state mesh.State) bool { return !state.Clients.Has("acme/laptop") })
-	next("g", 1)
+	rev := done(s.RemoveClient(t.Context(), "test", "acme", "laptop"))(t)
+	mirroredAt(t, s, rev)
+	next("g", 6) // the client's address is kept for it
+	c.add(30 * 24 * time.Hour)
+	if err := s.FreeReservations(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, s, "nothing is kept any more", func(state mesh.State) bool { return state.Reserved.Len() == 0 })
+	next("i", 1)
 }
 
 func TestANumberSpaceEnds(t *testing.T) {

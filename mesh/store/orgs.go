@@ -111,7 +111,7 @@ func (s *Store) CreateRegion(ctx context.Context, actor, name string, at *mesh.P
 		}
 		number, err := ipam.NextRegion(continent, func(n uint8) bool { return used[n] })
 		if err != nil {
-			return fmt.Errorf("%w: %w", ErrFull, err)
+			return mesh.WithHint(fmt.Errorf("%w: %w", ErrFull, err), "remove one that has no hosts any more: weft region remove NAME")
 		}
 		region = mesh.Region{Name: name, Number: number, At: at}
 		return errors.Join(t.put(regionKey(name), region), t.event("region.create", name, ""))

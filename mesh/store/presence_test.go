@@ -3,8 +3,11 @@ package store
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/weftmesh/weft/mesh"
 )
@@ -108,13 +111,13 @@ func TestFlannel621OnlyPresenceIsLeased(t *testing.T) {
 	if len(before) != len(after) {
 		t.Errorf("more than presence is gone: %d objects, %d before", len(after), len(before))
 	}
-	// No other key hangs on a lease.
+	// Of the other keys, only candidacies hang on leases.
 	r, err := s.client.Get(t.Context(), s.root, withPrefix())
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, kv := range r.Kvs {
-		if kv.Lease != 0 {
+		if kv.Lease != 0 && !strings.HasPrefix(string(kv.Key), s.root+keyElection) {
 			t.Errorf("%s hangs on a lease", kv.Key)
 		}
 	}
@@ -155,4 +158,61 @@ func TestPresenceComesBackAfterALostLease(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, s, "the host is absent", func(state mesh.State) bool { return presentAt(state, "h") == "" })
+}
+
+// A controller that was away for longer than its lease, and still has the old
+// stream of a host that went to another one, does not take it back; and when the
+// other one ends, the host whose stream is open is present again.
+func TestPresenceStaysWithTheLastStream(t *testing.T) {
+	t.Parallel()
+	one := newMesh(t, Config{PresenceTTL: time.Second})
+	two := run(t, again(t, one))
+	run(t, one)
+	host(t, one, "h")
+	host(t, one, "other")
+	at := func(controller string) func(mesh.State) bool {
+		return func(state mesh.State) bool { return presentAt(state, "h") == controller }
+	}
+	announce(t, one, "h", "one")
+	announce(t, one, "other", "one")
+	announce(t, two, "h", "two")
+	eventually(t, one, "the host is at the second controller", at("two"))
+	lost := one.presence.current()
+	if _, err := one.client.Revoke(t.Context(), lost); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, two, "the first one is back", func(state mesh.State) bool {
+		return one.presence.current() != lost && presentAt(state, "other") == "one"
+	})
+	upToDate(t, two)
+	if now := presentAt(two.State(), "h"); now != "two" {
+		t.Errorf("the host is present at %q: the old stream took it back", now)
+	}
+	if err := two.Absent(t.Context(), "h", "two"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, one, "the host whose stream is open here is present", at("one"))
+
+	// There and back again, faster than the end of the old stream is noticed.
+	announce(t, two, "h", "two")
+	eventually(t, one, "the host is at the second controller", at("two"))
+	announce(t, one, "h", "one")
+	eventually(t, two, "the host is back", at("one"))
+	if err := two.Absent(t.Context(), "h", "two"); err != nil {
+		t.Fatal(err)
+	}
+	upToDate(t, one)
+	if now := presentAt(one.State(), "h"); now != "one" {
+		t.Errorf("the host is present at %q: the end of a stream elsewhere took it away", now)
+	}
+}
+
+// upToDate waits until s has everything that is stored now.
+func upToDate(t testing.TB, s *Store) {
+	t.Helper()
+	r, err := s.client.Get(t.Context(), s.root, clientv3.WithCountOnly())
+	if err != nil {
+		t.Fatal(err)
+	}
+	mirroredAt(t, s, r.Header.Revision)
 }

@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/weftmesh/weft/ipam"
 	"github.com/weftmesh/weft/mesh"
 )
 
@@ -18,7 +20,7 @@ import (
 // changes meet another one. Whatever the order was, what is left holds together.
 func TestWhatIsLeftHoldsTogether(t *testing.T) {
 	t.Parallel()
-	one := newMesh(t, Config{SlotRest: time.Nanosecond, HostRest: time.Nanosecond})
+	one := newMesh(t, Config{SlotRest: time.Nanosecond, HostRest: time.Nanosecond, AddressRest: time.Millisecond})
 	stores := []*Store{run(t, one), run(t, again(t, one))}
 	joining := token(t, one, mesh.Token{ID: "joining", Kind: mesh.KindHost, Orgs: []string{"all"}, Uses: 100000})
 	ctx := t.Context()
@@ -31,7 +33,7 @@ func TestWhatIsLeftHoldsTogether(t *testing.T) {
 			for i := range 60 {
 				org, host, id := pick("a", "ab"), pick("h", "h1", "h2"), pick("1", "2", "3")
 				var err error
-				switch r.IntN(12) {
+				switch r.IntN(16) {
 				case 0, 1:
 					_, _, err = s.CreateOrg(ctx, "", org)
 				case 2:
@@ -53,6 +55,20 @@ func TestWhatIsLeftHoldsTogether(t *testing.T) {
 						_, err = s.RemoveClient(ctx, "", org, id)
 					} else {
 						_, _, err = s.SetGateway(ctx, "", org, id, host)
+					}
+				case 12:
+					_, _, err = s.CreateMachine(ctx, "", MachineSpec{Org: org, App: "web", ID: id, Host: host, Stable: true, Move: i%2 == 0})
+				case 13:
+					var m mesh.Machine
+					if m, _, err = s.CreateMachine(ctx, "", MachineSpec{Org: org, App: "web", ID: id, Host: host, Stable: true, Move: true}); err == nil {
+						_, _, err = s.MoveMachine(ctx, "", MachineRef{Org: org, ID: id}, host, m.Generation)
+					}
+				case 14:
+					_, err = s.CancelMove(ctx, "", MachineRef{Org: org, ID: id}, host)
+				case 15:
+					if err = s.FreeReservations(ctx); i%2 == 0 {
+						held := one.plan().Endpoint(uint64(1+r.IntN(4)), ipam.Host{Region: 1, Number: uint32(1 + r.IntN(3))}, uint16(1+r.IntN(5)))
+						_, _, err = s.CreateMachine(ctx, "", MachineSpec{Org: org, App: "web", ID: id, Host: host, Stable: true, Endpoint: held})
 					}
 				case 11:
 					switch i % 3 {
@@ -114,8 +130,11 @@ func holdsTogether(t testing.TB, s *Store, state mesh.State) {
 			t.Errorf("machine %s has %s, not of its org's network %d", k, m.Endpoint, o.Network)
 		}
 		h, hostThere := state.Hosts.Get(m.Host)
-		if p, _ := plan.Parts(m.Endpoint.Addr()); !hostThere || p.Host.Number != h.Number || !h.MayCarry(m.Org) {
+		if p, _ := plan.Parts(m.Endpoint.Addr()); !hostThere || p.Host.Number != h.Number && !m.Stable || !h.MayCarry(m.Org) {
 			t.Errorf("machine %s is on host %s, which is not there or may not have it", k, m.Host)
+		}
+		if m.Next != "" && (m.Next == m.Host || !m.Stable || !state.Hosts.Has(m.Next)) {
+			t.Errorf("machine %s on host %s (stable %t) is about to move to %s", k, m.Host, m.Stable, m.Next)
 		}
 		if !state.Apps.Has(m.Org + "/" + m.App) {
 			t.Errorf("machine %s is of app %s, which is not there", k, m.App)
@@ -130,22 +149,30 @@ func holdsTogether(t testing.TB, s *Store, state mesh.State) {
 			keys = append(keys, tlsKey(c.TLSKey))
 		}
 	}
+	for k, r := range state.Reserved.All() {
+		once(endpoints, r.Endpoint.String(), "reserved for "+k)
+		o, orgThere := state.Orgs.Get(r.Org)
+		if p, _ := plan.Parts(r.Endpoint.Addr()); !orgThere || p.Network != o.Network {
+			t.Errorf("%s is kept for %s, not of its org's network %d", r.Endpoint, k, o.Network)
+		}
+	}
 	slices.Sort(keys)
 	if got := keysBelow(t, s, "keys/"); !slices.Equal(got, keys) {
 		t.Errorf("keys that are taken: %q, of nodes: %q", got, keys)
 	}
-	// What rests is not in use.
+	// What rests is not in use, and does not rest twice. The region counts for nothing:
+	// a host's number is unique in the mesh.
+	places := map[string]string{}
+	for e, by := range endpoints {
+		p, _ := plan.Parts(netip.MustParsePrefix(e).Addr())
+		once(places, fmt.Sprintf("%d/%d/%d", p.Network, p.Host.Number, p.Slot), by)
+	}
 	for _, k := range keysBelow(t, s, "next/resting/") {
 		var network uint64
 		var number, slot uint32
 		var due int64
 		if n, _ := fmt.Sscanf(k, "next/resting/slots/%d/%d/%d-%d", &network, &number, &due, &slot); n == 4 {
-			if h, ok := numbers[number]; ok {
-				host, _ := state.Hosts.Get(h)
-				if by, used := endpoints[plan.Endpoint(network, host.Position(), uint16(slot)).String()]; used {
-					t.Errorf("%s rests and is %s's", k, by)
-				}
-			}
+			once(places, fmt.Sprintf("%d/%d/%d", network, number, slot), k)
 		}
 		if n, _ := fmt.Sscanf(k, "next/resting/hosts/%d-%d", &due, &number); n == 2 {
 			if h, used := numbers[number]; used {

@@ -30,8 +30,11 @@ var (
 	ErrNotFound    = errors.New("not found")                // no such object
 	ErrConflict    = errors.New("not possible")             // something else stands in the way: in use, being removed, not allowed there
 	ErrFull        = errors.New("none left")                // a number space is used up
+	ErrLimit       = errors.New("limit reached")            // an org has as much as it may have
 	ErrToken       = errors.New("token refused")            // unknown, wrong, spent, expired or of another kind
 	ErrUnavailable = errors.New("no answer from the store") // not reachable, no leader, timeout, no space; may pass
+	ErrFormat      = errors.New("newer than this program")  // the mesh is stored in a format that this program does not know
+	ErrUnsure      = errors.New("perhaps done")             // with ErrUnavailable: the change was sent, and the answer is missing
 )
 
 // Config is what a Store needs. Client is required, the rest has defaults.
@@ -42,13 +45,16 @@ type Config struct {
 	Now    func() time.Time // default time.Now
 	Rand   io.Reader        // cryptographic source of ids; default crypto/rand
 
-	Timeout       time.Duration // of one request to etcd; default 10 s
+	Timeout       time.Duration // of one request to etcd, but for a list of everything; default 4 s
 	PresenceTTL   time.Duration // how long presence outlives its controller; whole seconds, default 15 s
-	ProgressEvery time.Duration // how often the mirror asks whether it is current; default 5 s
+	ProgressEvery time.Duration // how often the mirror asks whether it is current; default 2 s
 	SlotRest      time.Duration // how long a freed address rests; default 1 h
 	HostRest      time.Duration // how long a removed host's number rests; default 30 days
+	AddressRest   time.Duration // how long the address of a stable machine or a client that is gone is kept for it; default 30 days
 	AuditAge      time.Duration // audit entries older than this are removed; default 90 days
 	AuditSize     int64         // and the oldest beyond this number; default 20000
+
+	Schema int // newest stored format to know; default Schema. Tests make older programs with it
 }
 
 // Store is a mesh's state in etcd. Any number of them, in one process or many, can
@@ -60,12 +66,19 @@ type Store struct {
 	root   string
 	log    *slog.Logger
 
-	locks    locks
-	mesh     atomic.Pointer[mesh.Mesh] // as read; the plan in it never changes
-	mirror   mirror
-	presence presence
-	running  atomic.Bool
-	cleaning chan struct{} // wakes the clean-up
+	locks     locks
+	recall    recall
+	gathering gathering
+	newest    atomic.Int64              // revision that etcd last told of
+	waiting   waiting                   // moves that are prepared
+	mesh      atomic.Pointer[mesh.Mesh] // as read; the plan in it never changes
+	mirror    mirror
+	presence  presence
+	running   atomic.Bool
+	elected   atomic.Bool // this one does the periodic jobs
+
+	registration registration
+	cleaning     chan struct{} // wakes the clean-up
 }
 
 // New returns a Store. It does not talk to etcd yet.
@@ -86,35 +99,48 @@ func New(c Config) (*Store, error) {
 	if c.Rand == nil {
 		c.Rand = rand.Reader
 	}
-	c.Timeout = cmp.Or(c.Timeout, 10*time.Second)
+	c.Timeout = cmp.Or(c.Timeout, 4*time.Second)
 	c.PresenceTTL = cmp.Or(c.PresenceTTL, 15*time.Second)
-	c.ProgressEvery = cmp.Or(c.ProgressEvery, 5*time.Second)
+	c.ProgressEvery = cmp.Or(c.ProgressEvery, 2*time.Second)
 	c.SlotRest = cmp.Or(c.SlotRest, time.Hour)
 	c.HostRest = cmp.Or(c.HostRest, 30*24*time.Hour)
+	c.AddressRest = cmp.Or(c.AddressRest, 30*24*time.Hour)
 	c.AuditAge = cmp.Or(c.AuditAge, 90*24*time.Hour)
 	c.AuditSize = cmp.Or(c.AuditSize, 20000)
+	c.Schema = cmp.Or(c.Schema, Schema)
 	return &Store{
 		config: c, client: c.Client, root: c.Root, log: c.Log,
-		locks:    locks{held: map[string]*namedLock{}},
-		mirror:   newMirror(),
-		presence: presence{hosts: map[string]*present{}, wake: make(chan struct{}, 1)},
-		cleaning: make(chan struct{}, 1),
+		locks:     locks{held: map[string]*namedLock{}},
+		recall:    recall{known: map[string]remembered{}},
+		mirror:    newMirror(),
+		gathering: gathering{wake: make(chan struct{}, 1)},
+		presence:  presence{hosts: map[string]*present{}, wake: make(chan struct{}, 1)},
+		cleaning:  make(chan struct{}, 1),
 	}, nil
 }
 
-// Run keeps the mirror and this controller's presence, and completes removals
-// that were interrupted, until ctx ends; it returns the context's error. Trouble
-// with etcd does not end it. It runs once.
+// Run keeps the mirror, this controller's presence and its registration, completes
+// removals that were interrupted, and does the periodic jobs when this controller
+// is elected, until ctx ends; it returns the context's error. Trouble with etcd does
+// not end it; a mesh whose format was raised past this program does (ErrFormat). It
+// runs once.
 func (s *Store) Run(ctx context.Context) error {
 	if s.running.Swap(true) {
 		return errors.New("store: Run was called before")
 	}
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
 	var loops sync.WaitGroup
 	loops.Go(func() { s.keepMirror(ctx) })
-	loops.Go(func() { s.keepPresence(ctx) })
+	loops.Go(func() {
+		if err := s.keepPresence(ctx); err != nil {
+			stop(err)
+		}
+	})
 	loops.Go(func() { s.keepClean(ctx) })
+	loops.Go(func() { s.keepJobs(ctx) })
 	loops.Wait()
-	return ctx.Err()
+	return context.Cause(ctx)
 }
 
 func (s *Store) now() time.Time { return s.config.Now().UTC() }

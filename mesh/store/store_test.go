@@ -84,7 +84,7 @@ func TestLoadRefusesANewerFormat(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, _, found, err := s.Load(t.Context())
-	if !found || err == nil || !strings.Contains(err.Error(), "is stored in format 2, and this program knows formats up to 1") || mesh.HintOf(err) == "" {
+	if !found || err == nil || !strings.Contains(err.Error(), fmt.Sprintf("is stored in format %d, and this program knows formats up to %d", Schema+1, Schema)) || mesh.HintOf(err) == "" {
 		t.Fatalf("found %v, error %v, hint %q", found, err, mesh.HintOf(err))
 	}
 }
@@ -217,7 +217,7 @@ func TestRefusals(t *testing.T) {
 		{"app with a reserved name", ErrInvalid, func() error { return third(s.CreateApp(ctx, "", mesh.App{Org: "acme", Name: "google"})) }},
 		{"app that is not there", ErrNotFound, func() error { return second(s.RemoveApp(ctx, "", "acme", "gone")) }},
 		{"machine twice", ErrExists, func() error {
-			return third(s.CreateMachine(ctx, "", MachineSpec{Org: "acme", App: "web", ID: "m1", Host: "fra1"}))
+			return third(s.CreateMachine(ctx, "", MachineSpec{Org: "acme", App: "other", ID: "m1", Host: "fra1"}))
 		}},
 		{"machine of no org", ErrNotFound, func() error {
 			return third(s.CreateMachine(ctx, "", MachineSpec{Org: "gone", App: "web", Host: "fra1"}))

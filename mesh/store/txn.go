@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -42,6 +44,7 @@ type tx struct {
 	compares []clientv3.Cmp
 	ops      []clientv3.Op
 	unlock   func()
+	part     *part // of a batch; nil: it is a transaction of its own
 }
 
 // change runs plan until its transaction commits, and returns the revision that
@@ -57,7 +60,16 @@ func (s *Store) change(ctx context.Context, actor string, plan func(context.Cont
 			return 0, err
 		}
 	}
-	return 0, fmt.Errorf("%w: others changed the same %d times in a row", ErrUnavailable, maxAttempts)
+	return 0, s.outdone(ctx)
+}
+
+// outdone says why no attempt at a change was the one that counts.
+func (s *Store) outdone(ctx context.Context) error {
+	r, err := s.commit(ctx, nil, []clientv3.Op{clientv3.OpGet(s.root+keyMesh, clientv3.WithCountOnly())})
+	if err == nil && r.Responses[0].GetResponseRange().Count == 0 {
+		return fmt.Errorf("%w: there is no mesh at %s; is one being restored?", ErrUnavailable, s.root)
+	}
+	return fmt.Errorf("%w: others changed the same %d times in a row", ErrUnavailable, maxAttempts)
 }
 
 func (s *Store) attempt(ctx context.Context, actor string, plan func(context.Context, *tx) error) (int64, error) {
@@ -69,6 +81,12 @@ func (s *Store) attempt(ctx context.Context, actor string, plan func(context.Con
 	if len(t.ops) == 0 {
 		return t.rev, nil
 	}
+	return s.carryOut(ctx, t)
+}
+
+// carryOut commits what was planned, if all that was seen is still the same.
+func (s *Store) carryOut(ctx context.Context, t *tx) (int64, error) {
+	t.compares = slices.Grow(t.compares, len(t.seen)+1)
 	for key, kv := range t.seen {
 		var rev int64
 		if kv != nil {
@@ -76,22 +94,37 @@ func (s *Store) attempt(ctx context.Context, actor string, plan func(context.Con
 		}
 		t.compares = append(t.compares, clientv3.Compare(clientv3.ModRevision(s.root+key), "=", rev))
 	}
+	if _, seen := t.seen[keyMesh]; !seen {
+		// A restore and a migration put the mesh record last: before that, what a
+		// change would be decided on is not all there.
+		t.compares = append(t.compares, clientv3.Compare(clientv3.CreateRevision(s.root+keyMesh), ">", 0))
+	}
 	r, err := s.commit(ctx, t.compares, t.ops)
 	if err != nil {
-		return 0, err
+		return 0, unsure(err)
 	}
 	if !r.Succeeded {
 		return 0, errAgain
 	}
+	s.recall.wrote(s.root, t.ops, r.Header.Revision)
 	return r.Header.Revision, nil
 }
 
 // commit is one etcd transaction.
 func (s *Store) commit(ctx context.Context, compares []clientv3.Cmp, ops []clientv3.Op) (*clientv3.TxnResponse, error) {
-	bounded, cancel := context.WithTimeout(ctx, s.config.Timeout)
+	return s.commitWithin(ctx, s.config.Timeout, compares, ops)
+}
+
+func (s *Store) commitWithin(ctx context.Context, d time.Duration, compares []clientv3.Cmp, ops []clientv3.Op) (*clientv3.TxnResponse, error) {
+	bounded, cancel := context.WithTimeout(ctx, d)
 	defer cancel()
 	r, err := s.client.Txn(bounded).If(compares...).Then(ops...).Commit()
-	return r, unavailable(ctx, err)
+	if err != nil {
+		return nil, unavailable(ctx, err)
+	}
+	for rev := s.newest.Load(); rev < r.Header.Revision && !s.newest.CompareAndSwap(rev, r.Header.Revision); rev = s.newest.Load() {
+	}
+	return r, nil
 }
 
 // pause waits a random time that grows with the attempts, up to 50 ms.
@@ -115,6 +148,9 @@ func wait(ctx context.Context, d time.Duration) error {
 // until the attempt ends: one controller need not race itself. Call it before
 // reading what the others change. A token's name is taken before an address space's.
 func (t *tx) alone(ctx context.Context, name string) error {
+	if t.part != nil {
+		return t.part.alone(t, name)
+	}
 	unlock, err := t.s.locks.lock(ctx, name)
 	if err != nil {
 		return err
@@ -129,7 +165,7 @@ func (t *tx) fetch(ctx context.Context, keys ...string) error {
 	var ops []clientv3.Op
 	var want []string
 	for _, key := range keys {
-		if _, ok := t.seen[key]; !ok {
+		if _, ok := t.seen[key]; !ok && !t.recalled(key) {
 			want = append(want, key)
 			ops = append(ops, clientv3.OpGet(t.s.root+key))
 		}
@@ -146,6 +182,7 @@ func (t *tx) fetch(ctx context.Context, keys ...string) error {
 		if kvs := r[i].Kvs; len(kvs) > 0 {
 			t.seen[key] = kvs[0]
 		}
+		t.s.recall.set(key, t.seen[key], nil)
 	}
 	return nil
 }
@@ -153,6 +190,9 @@ func (t *tx) fetch(ctx context.Context, keys ...string) error {
 // read is one request of several ranges, at one revision. What it returns is
 // not compared at the commit.
 func (t *tx) read(ctx context.Context, ops ...clientv3.Op) ([]*clientv3.GetResponse, error) {
+	if t.part != nil {
+		return nil, errAlone
+	}
 	r, err := t.s.commit(ctx, nil, ops)
 	if err != nil {
 		return nil, err
@@ -177,7 +217,7 @@ func get[T any](ctx context.Context, t *tx, key string) (v T, ok bool, err error
 	if kv == nil {
 		return v, false, nil
 	}
-	object, err := decode(key, kv.Value, t.s.plan())
+	object, err := t.decoded(key, kv)
 	if err != nil {
 		return v, false, fmt.Errorf("stored value of %s: %w", key, err)
 	}
@@ -233,6 +273,27 @@ type locks struct {
 	held map[string]*namedLock
 }
 
+// try is lock for one who does not wait.
+func (l *locks) try(name string) (unlock func(), ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.held[name] != nil {
+		return nil, false
+	}
+	n := &namedLock{turn: make(chan struct{}, 1), users: 1}
+	l.held[name] = n
+	return func() { n.turn <- struct{}{}; l.leave(name, n) }, true
+}
+
+// leave counts one user less.
+func (l *locks) leave(name string, n *namedLock) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if n.users--; n.users == 0 {
+		delete(l.held, name)
+	}
+}
+
 type namedLock struct {
 	turn  chan struct{} // holds one value while free
 	users int           // holding or waiting
@@ -248,18 +309,11 @@ func (l *locks) lock(ctx context.Context, name string) (unlock func(), err error
 	}
 	n.users++
 	l.mu.Unlock()
-	leave := func() {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		if n.users--; n.users == 0 {
-			delete(l.held, name)
-		}
-	}
 	select {
 	case <-n.turn:
-		return func() { n.turn <- struct{}{}; leave() }, nil
+		return func() { n.turn <- struct{}{}; l.leave(name, n) }, nil
 	case <-ctx.Done():
-		leave()
+		l.leave(name, n)
 		return nil, ctx.Err()
 	}
 }
@@ -273,17 +327,25 @@ func unavailable(ctx context.Context, err error) error {
 	if errors.Is(ctx.Err(), context.Canceled) {
 		return ctx.Err()
 	}
-	reason := ""
+	reason, hint, refused := "", "", false
 	var etcd rpctypes.EtcdError
 	switch {
 	case errors.Is(err, rpctypes.ErrNoSpace):
-		reason = "etcd is full (NOSPACE): raise its quota or remove something"
+		reason, refused = "etcd is full (NOSPACE): changes are refused, reading goes on", true
+		hint = "start the controller again with a larger --etcd-quota; of a cluster, raise its members' --quota-backend-bytes, or compact and defragment it, and then: etcdctl alarm disarm"
+		// The server inside says more: its disk is nearly full.
+		if _, disk, found := strings.Cut(err.Error(), rpctypes.ErrNoSpace.Error()+": "); found {
+			reason, hint = disk, ""
+		}
+	case errors.Is(err, rpctypes.ErrCorrupt):
+		reason, refused = "etcd found its data damaged (CORRUPT) and refuses everything", true
+		hint = "restore a backup: weft-controller restore --help; of a cluster, replace the member with the alarm: etcdctl alarm list"
 	case errors.Is(err, rpctypes.ErrNoLeader), errors.Is(err, rpctypes.ErrNotLeader), errors.Is(err, rpctypes.ErrLeaderChanged):
 		reason = "etcd has no leader"
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, rpctypes.ErrTimeout), status.Code(err) == codes.DeadlineExceeded:
 		reason = "etcd did not answer in time"
 	case errors.Is(err, rpctypes.ErrTooManyRequests):
-		reason = "etcd is overloaded"
+		reason, refused = "etcd is overloaded", true
 	case errors.Is(err, rpctypes.ErrStopped), errors.Is(err, context.Canceled), status.Code(err) == codes.Canceled:
 		reason = "etcd is stopping"
 	case status.Code(err) == codes.Unavailable, errors.As(err, &etcd) && etcd.Code() == codes.Unavailable:
@@ -291,7 +353,28 @@ func unavailable(ctx context.Context, err error) error {
 	default:
 		return fmt.Errorf("etcd: %w", err)
 	}
-	return fmt.Errorf("%w: %s", ErrUnavailable, reason)
+	if hint != "" {
+		return mesh.WithHint(&noAnswer{reason, refused}, "%s", hint)
+	}
+	return &noAnswer{reason, refused}
+}
+
+// noAnswer is an ErrUnavailable.
+type noAnswer struct {
+	reason  string
+	refused bool // etcd did answer: it does not do it
+}
+
+func (e *noAnswer) Error() string { return ErrUnavailable.Error() + ": " + e.reason }
+func (e *noAnswer) Unwrap() error { return ErrUnavailable }
+
+// unsure makes the error of a commit say that it may have been done all the same.
+func unsure(err error) error {
+	var n *noAnswer
+	if errors.As(err, &n) && !n.refused {
+		return fmt.Errorf("%w; %w", err, ErrUnsure)
+	}
+	return err
 }
 
 // unmarshal reads a stored value that State does not hold.

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"sync/atomic"
 
 	"github.com/weftmesh/weft/mesh/api"
 )
@@ -90,11 +91,24 @@ func (c Client) Down(ctx context.Context) error {
 	return resp.Body.Close()
 }
 
+// Ready tells the agent that the process of a machine that is being moved can
+// serve.
+func (c Client) Ready(ctx context.Context, r Ready) error {
+	resp, err := c.do(ctx, http.MethodPost, "/v1/attach/ready", r)
+	if err != nil {
+		return err
+	}
+	return resp.Body.Close()
+}
+
 // Attachment is a machine's stay in the mesh.
 type Attachment struct {
 	Attached
-	body io.ReadCloser
-	gone chan struct{}
+	body    io.ReadCloser
+	arrived chan struct{}
+	gone    chan struct{}
+	held    atomic.Pointer[Held]
+	over    *Over // set before gone is closed
 }
 
 // Attach asks the agent to attach a machine. The stay ends with ctx or Close.
@@ -104,7 +118,7 @@ func (c Client) Attach(ctx context.Context, r AttachRequest) (*Attachment, error
 		return nil, err
 	}
 	lines := bufio.NewReader(resp.Body)
-	a := &Attachment{body: resp.Body, gone: make(chan struct{})}
+	a := &Attachment{body: resp.Body, arrived: make(chan struct{}), gone: make(chan struct{})}
 	line, err := lines.ReadBytes('\n')
 	if err == nil {
 		err = json.Unmarshal(line, &a.Attached)
@@ -113,15 +127,53 @@ func (c Client) Attach(ctx context.Context, r AttachRequest) (*Attachment, error
 		resp.Body.Close()
 		return nil, fmt.Errorf("%s: attach: %w", c.Socket, err)
 	}
-	go func() {
-		defer close(a.gone)
-		io.Copy(io.Discard, lines)
-	}()
+	a.held.Store(&a.Attached.Held)
+	if a.From == "" {
+		close(a.arrived)
+	}
+	go a.follow(lines)
 	return a, nil
 }
 
+// follow reads notices until the agent has gone.
+func (a *Attachment) follow(lines *bufio.Reader) {
+	defer close(a.gone)
+	here := a.From == ""
+	for {
+		line, err := lines.ReadBytes('\n')
+		if err != nil {
+			return
+		}
+		var n Notice
+		if json.Unmarshal(line, &n) != nil {
+			continue // of a newer agent
+		}
+		if n.Over != nil {
+			a.over = n.Over
+		}
+		if n.Holds != nil {
+			a.held.Store(n.Holds)
+			if !here {
+				here = true
+				close(a.arrived)
+			}
+		}
+	}
+}
+
+// Arrived is closed when what is sent to the machine comes here: at once, unless
+// it is being moved.
+func (a *Attachment) Arrived() <-chan struct{} { return a.arrived }
+
+// Holds is what the machine holds, to come back with. Its endpoint is not valid if
+// the agent is of a version that does not say.
+func (a *Attachment) Holds() Held { return *a.held.Load() }
+
 // Gone is closed when the connection to the agent has ended.
 func (a *Attachment) Gone() <-chan struct{} { return a.gone }
+
+// Over is why the agent ended the stay, once it is gone; nil: it did not say.
+func (a *Attachment) Over() *Over { return a.over }
 
 // Close ends the stay.
 func (a *Attachment) Close() error { err := a.body.Close(); <-a.gone; return err }

@@ -6,6 +6,8 @@ package local
 import (
 	"net/netip"
 	"time"
+
+	"github.com/weftmesh/weft/mesh"
 )
 
 // Default places of the socket.
@@ -16,26 +18,27 @@ const (
 
 // Status is GET /v1/status.
 type Status struct {
-	Node       string         `json:"node"` // host/NAME or client/ORG/NAME
-	Version    string         `json:"version"`
-	Address    netip.Addr     `json:"address"`
-	Prefix     netip.Prefix   `json:"prefix"`     // the mesh's
-	Connected  bool           `json:"connected"`  // a view stream is open
-	Controller string         `json:"controller"` // the one last spoken to
-	Revision   string         `json:"revision"`   // of the view in effect
-	ViewAge    time.Duration  `json:"view_age"`   // since it was last known to be current
-	FromCache  bool           `json:"from_cache"` // no controller has confirmed the view since the start
-	Backend    string         `json:"backend"`
-	Link       string         `json:"link"`
-	Namespace  string         `json:"namespace,omitempty"`
-	MTU        int            `json:"mtu"`
-	Orgs       []string       `json:"orgs"` // carried
-	Peers      []Peer         `json:"peers"`
-	Machines   []Attached     `json:"machines,omitempty"` // attached here
-	Gateway    string         `json:"gateway,omitempty"`  // of a laptop
-	Gateways   []GatewayState `json:"gateways,omitempty"` // that a laptop could use, nearest first
-	DNS        string         `json:"dns,omitempty"`      // how a laptop's resolver was set
-	Problems   []string       `json:"problems,omitempty"` // what is wrong now, a sentence each
+	Node        string         `json:"node"` // host/NAME or client/ORG/NAME
+	Version     string         `json:"version"`
+	Address     netip.Addr     `json:"address"`
+	Prefix      netip.Prefix   `json:"prefix"`                // the mesh's
+	Connected   bool           `json:"connected"`             // a view stream is open
+	Controller  string         `json:"controller"`            // the one last spoken to
+	Controllers []string       `json:"controllers,omitempty"` // all that are known, in the order in which they would be asked
+	Revision    string         `json:"revision"`              // of the view in effect
+	ViewAge     time.Duration  `json:"view_age"`              // since it was last known to be current
+	FromCache   bool           `json:"from_cache"`            // no controller has confirmed the view since the start
+	Backend     string         `json:"backend"`
+	Link        string         `json:"link"`
+	Namespace   string         `json:"namespace,omitempty"`
+	MTU         int            `json:"mtu"`
+	Orgs        []string       `json:"orgs"` // carried
+	Peers       []Peer         `json:"peers"`
+	Machines    []Attached     `json:"machines,omitempty"` // attached here
+	Gateway     string         `json:"gateway,omitempty"`  // of a laptop
+	Gateways    []GatewayState `json:"gateways,omitempty"` // that a laptop could use, nearest first
+	DNS         string         `json:"dns,omitempty"`      // how a laptop's resolver was set
+	Problems    []string       `json:"problems,omitempty"` // what is wrong now, a sentence each
 }
 
 // Peer states: what the agent's own probes say.
@@ -76,12 +79,27 @@ type AttachRequest struct {
 	Group string            `json:"group,omitempty"`
 	Meta  map[string]string `json:"meta,omitempty"`
 	TID   int               `json:"tid"`
+	// Stable: it keeps its address on another host; nil: if ID is given.
+	Stable *bool `json:"stable,omitempty"`
+	// Move takes the machine over from the host where it runs.
+	Move bool `json:"move,omitempty"`
+	// Held is what the caller was given before, when it comes back to an agent that
+	// went away.
+	Held *Held `json:"held,omitempty"`
+}
+
+// Held is what a machine holds, in its process's own memory: so an agent that lost
+// its record knows whose it was, and whether it was removed since.
+type Held struct {
+	Endpoint   netip.Prefix  `json:"endpoint"`
+	Generation uint64        `json:"generation"`
+	Revision   mesh.Revision `json:"revision"` // of a view that had it
 }
 
 // Attached answers AttachRequest as one line of JSON. The response then stays
-// open: the machine is attached until the caller closes the connection or dies,
-// and the caller learns that the agent is gone by the connection's end. A caller
-// that reconnects with the ID it was given gets the same machine back.
+// open, for Notices: the machine is attached until the caller closes the connection
+// or dies, and the caller learns that the agent is gone by the connection's end. A
+// caller that reconnects with what it was given gets the same machine back.
 type Attached struct {
 	Org      string     `json:"org"`
 	App      string     `json:"app"`
@@ -92,6 +110,41 @@ type Attached struct {
 	MTU      int        `json:"mtu"`
 	Host     string     `json:"host"`
 	Region   string     `json:"region"`
+	Held     Held       `json:"held,omitzero"`
+	// From is the host that the machine is still on: it is being moved. It can send
+	// already; what is sent to it comes here when its process has said that it is
+	// ready, and a Notice says so.
+	From string `json:"from,omitempty"`
+}
+
+// Notice is a further line of the answer to AttachRequest. The last one has Over.
+type Notice struct {
+	// Holds is what the machine holds from now on. The first one of a machine that is
+	// being moved says that it has arrived.
+	Holds *Held `json:"holds,omitempty"`
+	Over  *Over `json:"over,omitempty"`
+}
+
+// Over says why the agent ended a stay.
+type Over struct {
+	Code    string `json:"code"`
+	Message string `json:"message"`
+	Hint    string `json:"hint,omitempty"`
+}
+
+// Codes of Over, and of an api.Error that answers a caller with Held.
+const (
+	OverMoved   = "moved"    // the machine runs on another host now
+	OverRemoved = "removed"  // by an operator
+	OverFenced  = "fenced"   // another one has its address
+	OverFailed  = "not-here" // the move to this host was not completed
+)
+
+// Ready is POST /v1/attach/ready: the process of a machine that is being moved can
+// serve. It is of the process that attached it.
+type Ready struct {
+	Org string `json:"org"`
+	ID  string `json:"id"`
 }
 
 // Dig is GET /v1/dig?name=NAME&type=TYPE&org=ORG: what the node's own resolver

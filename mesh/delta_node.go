@@ -1,0 +1,247 @@
+package mesh
+
+import (
+	"maps"
+	"reflect"
+	"slices"
+	"strings"
+)
+
+// Delta returns what changes in a node's view. ok is false if no delta leads
+// there: the node has no view before or after (it was removed, or its org), or
+// Resync is true.
+func (a *Advance) Delta(node Node) (d Delta, ok bool) {
+	if a.resync {
+		return Delta{}, false
+	}
+	switch node.Kind {
+	case KindHost:
+		return a.hostDelta(node.Name)
+	case KindClient:
+		return a.clientDelta(node)
+	}
+	return Delta{}, false
+}
+
+// Resumed is Delta for a node that had its view at before from another controller,
+// perhaps: what this one adds to views is in it, changed or not.
+func (a *Advance) Resumed(node Node) (d Delta, ok bool) {
+	d, ok = a.Delta(node)
+	d.Controllers, d.Roots = a.after.controllers(a.deployment), a.deployment.Roots
+	return d, ok
+}
+
+// draft is a delta that is being made. What is removed is collected by kind, to
+// come in the order of DiffViews.
+type draft struct {
+	Delta
+	gone struct{ regions, hosts, orgs, apps, machines, clients []string }
+}
+
+func (d *draft) finish() Delta {
+	slices.SortFunc(d.Orgs, func(a, b Org) int { return strings.Compare(a.Name, b.Name) })
+	slices.Sort(d.gone.orgs)
+	for _, l := range []struct {
+		kind string
+		keys []string
+	}{
+		{"regions", d.gone.regions}, {"hosts", d.gone.hosts}, {"orgs", d.gone.orgs},
+		{"apps", d.gone.apps}, {"machines", d.gone.machines}, {"clients", d.gone.clients},
+	} {
+		for _, key := range l.keys {
+			d.Removed = append(d.Removed, l.kind+"/"+key)
+		}
+	}
+	return d.Delta
+}
+
+// begin is what changes for every node.
+func (a *Advance) begin() draft {
+	d := draft{Delta: Delta{Revision: a.after.Revision}}
+	if a.controllers {
+		is := a.after.controllers(a.deployment)
+		if !slices.Equal(a.before.controllers(a.deployment), is) {
+			d.Controllers = is
+		}
+	}
+	replace(&d.Regions, &d.gone.regions, a.regions, a.before.Regions.Get, a.after.Regions.Get)
+	return d
+}
+
+// replace adds what keys lead to: to set what is there and another than before, to
+// gone the keys of what is no longer.
+func replace[T any](set *[]T, gone *[]string, keys []string, before, after func(string) (T, bool)) {
+	for _, key := range keys {
+		was, there := before(key)
+		is, still := after(key)
+		switch {
+		case still && (!there || !reflect.DeepEqual(was, is)):
+			*set = append(*set, is)
+		case there && !still:
+			*gone = append(*gone, key)
+		}
+	}
+}
+
+func (a *Advance) hostDelta(name string) (Delta, bool) {
+	was, there := a.before.Hosts.Get(name)
+	is, still := a.after.Hosts.Get(name)
+	if !there || !still {
+		return Delta{}, false
+	}
+	d := a.begin()
+	if _, in := slices.BinarySearch(a.hosts, name); in && !reflect.DeepEqual(was, is) {
+		d.Host = &is
+	}
+	others := map[string]bool{} // hosts that the node may see otherwise than before
+	for _, h := range a.hosts {
+		others[h] = true
+	}
+	for _, org := range a.orgOrder {
+		before, after := a.before.carriesOrg(name, org), a.after.carriesOrg(name, org)
+		switch {
+		case before && after:
+			a.changed(&d, name, org)
+		case after:
+			a.gained(&d, name, org)
+			for _, h := range a.after.HostsOf(org) {
+				others[h] = true
+			}
+		case before:
+			a.lost(&d, org)
+			for _, h := range a.before.HostsOf(org) {
+				others[h] = true
+			}
+		}
+		if before || after {
+			for _, h := range a.orgs[org].carry {
+				others[h] = true
+			}
+		}
+	}
+	a.hostsSeen(&d, name, others)
+	return d.finish(), true
+}
+
+// changed adds what changed of an org that host carried before and carries now.
+// Of clients the key is told if host is their gateway; "" is nobody's.
+func (a *Advance) changed(d *draft, host, org string) {
+	o := a.orgs[org]
+	if o.record {
+		replace(&d.Orgs, &d.gone.orgs, []string{org}, a.before.Orgs.Get, a.after.Orgs.Get)
+	}
+	replace(&d.Apps, &d.gone.apps, o.apps, a.before.Apps.Get, a.after.Apps.Get)
+	replace(&d.Machines, &d.gone.machines, o.machines, a.before.Machines.Get, a.after.Machines.Get)
+	replace(&d.Clients, &d.gone.clients, o.clients, a.before.clientSeenBy(host), a.after.clientSeenBy(host))
+}
+
+// clientSeenBy looks up clients as a host sees them.
+func (s State) clientSeenBy(host string) func(key string) (ViewClient, bool) {
+	return func(key string) (ViewClient, bool) {
+		c, ok := s.Clients.Get(key)
+		return c.seenBy(host), ok
+	}
+}
+
+// gained adds all of an org that host did not carry before.
+func (a *Advance) gained(d *draft, host, org string) {
+	o, _ := a.after.Orgs.Get(org)
+	d.Orgs = append(d.Orgs, o)
+	for _, x := range a.after.Apps.Prefix(org + "/") {
+		d.Apps = append(d.Apps, x)
+	}
+	for _, x := range a.after.Machines.Prefix(org + "/") {
+		d.Machines = append(d.Machines, x)
+	}
+	for _, x := range a.after.Clients.Prefix(org + "/") {
+		d.Clients = append(d.Clients, x.seenBy(host))
+	}
+}
+
+// lost takes away all of an org that is no longer carried.
+func (a *Advance) lost(d *draft, org string) {
+	d.gone.orgs = append(d.gone.orgs, org)
+	for key := range a.before.Apps.Prefix(org + "/") {
+		d.gone.apps = append(d.gone.apps, key)
+	}
+	for key := range a.before.Machines.Prefix(org + "/") {
+		d.gone.machines = append(d.gone.machines, key)
+	}
+	for key := range a.before.Clients.Prefix(org + "/") {
+		d.gone.clients = append(d.gone.clients, key)
+	}
+}
+
+// hostsSeen adds those of others that a host sees otherwise than before.
+func (a *Advance) hostsSeen(d *draft, name string, others map[string]bool) {
+	before := a.before.hostSeenBy(name, a.carriedBefore)
+	after := a.after.hostSeenBy(name, a.carriedAfter)
+	delete(others, name)
+	replace(&d.Hosts, &d.gone.hosts, slices.Sorted(maps.Keys(others)), before, after)
+}
+
+// hostSeenBy looks up hosts as another one sees them. known has what some carry.
+func (s State) hostSeenBy(self string, known map[string][]string) func(name string) (ViewHost, bool) {
+	var own []string
+	asked := false
+	return func(name string) (ViewHost, bool) {
+		h, ok := s.Hosts.Get(name)
+		if !ok {
+			return ViewHost{}, false
+		}
+		list, other := known[name], self
+		if _, ok := known[name]; !ok {
+			if !asked {
+				own, asked = s.OrgsOf(self), true
+			}
+			list, other = own, name
+		}
+		var shared []string
+		for _, org := range list {
+			if s.carriesOrg(other, org) {
+				shared = append(shared, org)
+			}
+		}
+		return s.viewOf(h, shared), len(shared) > 0
+	}
+}
+
+func (a *Advance) clientDelta(node Node) (Delta, bool) {
+	was, there := a.before.clientNode(node)
+	is, still := a.after.clientNode(node)
+	if !there || !still {
+		return Delta{}, false
+	}
+	d := a.begin()
+	if !reflect.DeepEqual(was, is) {
+		d.Client = &is
+	}
+	if o := a.orgs[node.Org]; o != nil && o.record {
+		replace(&d.Orgs, &d.gone.orgs, []string{node.Org}, a.before.Orgs.Get, a.after.Orgs.Get)
+	}
+	names := a.hosts
+	if was.Gateway != is.Gateway {
+		names = append(slices.Clone(names), was.Gateway, is.Gateway)
+		slices.Sort(names)
+		names = slices.Compact(names)
+	}
+	replace(&d.Hosts, &d.gone.hosts, names, a.before.gatewaySeenBy(was), a.after.gatewaySeenBy(is))
+	return d.finish(), true
+}
+
+// clientNode returns the client that a node is, if it has a view.
+func (s State) clientNode(node Node) (Client, bool) {
+	c, ok := s.Clients.Get(node.Org + "/" + node.Name)
+	return c, ok && s.alive(node.Org)
+}
+
+// gatewaySeenBy looks up hosts as a client sees them.
+func (s State) gatewaySeenBy(c Client) func(name string) (ViewHost, bool) {
+	return func(name string) (ViewHost, bool) {
+		h, ok := s.Hosts.Get(name)
+		if !ok || !h.seenByClient(c) {
+			return ViewHost{}, false
+		}
+		return s.viewOf(h, []string{c.Org}), true
+	}
+}
