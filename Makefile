@@ -18,10 +18,10 @@ build: ## the three commands, into build/bin
 	@mkdir -p $(BIN)
 	go build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/weft ./cmd/weft-agent ./cmd/weft-controller
 
-# What the lab starts besides: the workload of its machines, and the plain
-# WireGuard program that wg-quick falls back to.
+# What the lab starts besides: the workload of its machines, the members of etcd
+# clusters, and the plain WireGuard program that wg-quick falls back to.
 lab-bin: build
-	@go build -trimpath -o $(BIN)/ ./e2e/lab/workload ./e2e/demo
+	@go build -trimpath -o $(BIN)/ ./e2e/lab/workload ./e2e/lab/etcdmember ./e2e/demo
 	@go build -trimpath -o $(BIN)/wireguard-go golang.zx2c4.com/wireguard
 .PHONY: lab-bin
 
@@ -89,3 +89,13 @@ deps: ## install the real clients that tests use (Debian, root); silent when sat
 
 clean: ## remove what was built
 	rm -rf $(BUILD)
+
+# What clients are told while programs are killed, paused and cut off, and while
+# stores lose requests and answers, is recorded and judged.
+SECONDS ?= 300
+soak: deps lab-bin ## the state under harm, recorded and judged, for SECONDS (default 300; root; WEFT_SEED repeats)
+	WEFT_BIN=$(CURDIR)/$(BIN) WEFT_SECONDS=$(SECONDS) go test -count=1 -timeout 0 -v -run '^(TestHistory|TestHistoryOfPrograms)$$' ./e2e/history ./e2e
+
+mutants: ## planted mistakes, each of which the tests must notice (MUTANTS=DIR takes other patches, ONLY=REGEXP some)
+	go run ./e2e/mutants $(if $(ONLY),--only '$(ONLY)') $(MUTANTS)
+.PHONY: soak mutants

@@ -370,11 +370,14 @@ func (w *watcher) await(ctx context.Context, name string, addr netip.Addr, withi
 	}
 }
 
-// node speaks to the controller as a host does.
+// node speaks to the controllers, those given or the first one, as a host does.
 type node struct{ *api.Client }
 
-func nodeClient(t *testing.T, w *world.World, host string) node {
+func nodeClient(t *testing.T, w *world.World, host string, servers ...string) node {
 	t.Helper()
+	if len(servers) == 0 {
+		servers = []string{w.URL}
+	}
 	id := enroll.Identity{Dir: w.StateDir(host)}
 	keys, err := id.Keys()
 	if err != nil {
@@ -389,7 +392,7 @@ func nodeClient(t *testing.T, w *world.World, host string) node {
 		t.Fatal(err)
 	}
 	c, err := api.New(api.Config{
-		Servers: []string{w.URL},
+		Servers: servers,
 		TLS:     enroll.ClientTLS(enroll.ClientConfig{Roots: member.Roots, Certificate: func() *tls.Certificate { return cert }}),
 		Dial:    w.Hosts[host].DialContext,
 	})

@@ -45,6 +45,7 @@ type Host struct {
 	mu    sync.Mutex
 	boot  *boot // nil while it is down
 	veths int
+	slow  []*SlowDisk // of this boot
 }
 
 // boot is what a reboot replaces.
@@ -201,14 +202,20 @@ func (h *Host) running() (*boot, error) {
 
 // stop ends the host.
 func (h *Host) stop() {
+	h.hurry()
 	h.mu.Lock()
-	b := h.boot
-	h.boot = nil
+	b, slow := h.boot, h.slow
+	h.boot, h.slow = nil, nil
 	h.mu.Unlock()
 	if b == nil {
 		return
 	}
 	b.end()
+	for _, d := range slow {
+		if err := d.end(); err != nil {
+			h.lab.log.Error("host down", "host", h.name, "err", err)
+		}
+	}
 	if !h.behind() {
 		h.port.detach()
 	}

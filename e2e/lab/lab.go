@@ -44,7 +44,7 @@ type Config struct {
 	Dir   string
 	Log   *slog.Logger  // one line per effect; nil: none
 	Seed  uint64        // of the losses; 0: a random one, see Lab.Seed
-	Grace time.Duration // how long Stop and Close wait for a process; 0: 5 s
+	Grace time.Duration // how long Stop and Close wait for a process; 0: 15 s
 }
 
 // Lab is a set of hosts and what is between them. Methods are for any goroutine.
@@ -90,7 +90,7 @@ func New(cfg Config) (*Lab, error) {
 		cfg.Seed = rand.Uint64()
 	}
 	if cfg.Grace == 0 {
-		cfg.Grace = 5 * time.Second
+		cfg.Grace = 15 * time.Second
 	}
 	scratch, err := newScratch(cfg.Dir)
 	if err != nil {
@@ -254,6 +254,9 @@ func (l *Lab) Close() error {
 	processes, hosts, keep := l.processes, l.hosts, l.keep
 	l.mu.Unlock()
 
+	for _, h := range hosts {
+		h.hurry()
+	}
 	var errs []error
 	for _, p := range slices.Backward(processes) {
 		if !p.Exited() {

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -148,11 +149,41 @@ func (p *Process) Signal(sig os.Signal) error {
 	return nil
 }
 
-// Pause stops the process where it is (SIGSTOP), until Continue.
-func (p *Process) Pause() error { return p.Signal(unix.SIGSTOP) }
+// Pause stops the process where it is (SIGSTOP), until Continue, and returns when
+// the kernel says that it has stopped.
+func (p *Process) Pause() error {
+	if err := p.Signal(unix.SIGSTOP); err != nil {
+		return err
+	}
+	return Await(context.Background(), p.name+" on "+p.host.name+" to stop", p.host.lab.cfg.Grace, func(context.Context) error {
+		state, err := p.State()
+		if err != nil {
+			return Hopeless(err)
+		}
+		if state != 'T' {
+			return fmt.Errorf("it is in state %c", state)
+		}
+		return nil
+	})
+}
 
 // Continue lets a paused process go on.
 func (p *Process) Continue() error { return p.Signal(unix.SIGCONT) }
+
+// State is what the kernel says the process does: R runs, S sleeps, D waits for a
+// disk, T is stopped, Z has ended (proc(5)). It is an error if there is none.
+func (p *Process) State() (byte, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.Pid()))
+	if err != nil {
+		return 0, fmt.Errorf("state of %s on %s: %w", p.name, p.host.name, err)
+	}
+	// It follows the name, which is in parentheses and may hold some.
+	after := string(b[bytes.LastIndexByte(b, ')')+1:])
+	if len(after) < 2 {
+		return 0, fmt.Errorf("state of %s on %s: %q", p.name, p.host.name, b)
+	}
+	return after[1], nil
+}
 
 // Kill ends the process as a crash would (SIGKILL) and returns when it has ended.
 func (p *Process) Kill() error {

@@ -1,5 +1,6 @@
-// Package world is a whole mesh in the lab: a controller, hosts in regions that
-// are as far apart as on the map, machines, laptops. It uses the product as an
+// Package world is a whole mesh in the lab: one controller or several, with etcd
+// inside or in a cluster, hosts in regions that are as far apart as on the map,
+// machines, laptops. It uses the product as an
 // operator does, by its commands alone, and is what the demo and the scenarios
 // share. What a mesh must do is asserted there, not here.
 package world
@@ -30,18 +31,23 @@ type Config struct {
 	Disable []string
 	// ControllerFlags and AgentFlags are added to the commands' own.
 	ControllerFlags, AgentFlags []string
+	// Etcd is the cluster that the controllers work on; nil: the only one has etcd
+	// inside.
+	Etcd *Etcd
+	// Controllers is how many there are, each on a host of its own; 0: 1. Several
+	// need Etcd.
+	Controllers int
 }
 
 // World is a mesh in the lab. Its methods are for one goroutine at a time, unless
 // they say otherwise.
 type World struct {
-	cfg        Config
-	Controller *lab.Host // where the controller runs and the operator types
-	URL        string
-	Hosts      map[string]*Host
-	Machines   map[string]*Machine // by "<org>/<id>"
-
-	controller *lab.Process
+	cfg         Config
+	Controllers []*Controller
+	Controller  *lab.Host // the first one's, where the operator types, too
+	URL         string    // of the first one
+	Hosts       map[string]*Host
+	Machines    map[string]*Machine // by "<org>/<id>"
 }
 
 // Host is an edge host.
@@ -61,50 +67,27 @@ type Machine struct {
 	Started      time.Time
 }
 
-// New makes the controller's place in the lab and starts the controller on an
-// empty data directory.
+// New makes the controllers' places in the lab and starts them, on a store without
+// a mesh.
 func New(ctx context.Context, cfg Config) (*World, error) {
-	host, err := cfg.Lab.Host("ctl", lab.HostConfig{})
-	if err != nil {
-		return nil, err
+	w := Unstarted(cfg)
+	for range max(cfg.Controllers, 1) {
+		if _, err := w.AddController(ctx); err != nil {
+			return nil, err
+		}
 	}
-	w := &World{cfg: cfg, Controller: host, Hosts: map[string]*Host{}, Machines: map[string]*Machine{}}
-	w.URL = "https://" + netip.AddrPortFrom(host.Addr(), 7443).String()
-	if err := w.StartController(ctx); err != nil {
-		return nil, err
-	}
-	if _, err := w.Weft(ctx, "context", "add", "lab", "--file", filepath.Join(w.dataDir(), "operator.yaml")); err != nil {
+	if _, err := w.Weft(ctx, "context", "add", "lab", "--file", filepath.Join(w.Controllers[0].DataDir, "operator.yaml")); err != nil {
 		return nil, err
 	}
 	return w, nil
 }
 
-func (w *World) dataDir() string { return filepath.Join(w.cfg.Lab.Dir(), "controller") }
-
-func (w *World) bin(name string) string { return filepath.Join(w.cfg.Bin, name) }
-
-// StartController starts the controller and returns when it is ready.
-func (w *World) StartController(ctx context.Context) error {
-	args := append([]string{"run", "--data-dir", w.dataDir(), "--listen", "[::]:7443", "--advertise", w.URL}, w.cfg.ControllerFlags...)
-	p, err := w.Controller.Start("controller", w.bin("weft-controller"), args, nil)
-	if err != nil {
-		return err
-	}
-	w.controller = p
-	return lab.Await(ctx, "the controller to be ready", 20*time.Second, func(ctx context.Context) error {
-		if p.Exited() {
-			return lab.Hopeless(fmt.Errorf("it has ended: %s", p.LastLine()))
-		}
-		_, err := w.Controller.Run(ctx, "curl", "-sSkf", "--max-time", "2", w.URL+"/readyz")
-		return err
-	})
+// Unstarted is New without any controller: see PlaceController and AddController.
+func Unstarted(cfg Config) *World {
+	return &World{cfg: cfg, Hosts: map[string]*Host{}, Machines: map[string]*Machine{}}
 }
 
-// ControllerProcess is the running controller.
-func (w *World) ControllerProcess() *lab.Process { return w.controller }
-
-// KillController ends the controller, and etcd in it, at once.
-func (w *World) KillController() error { return w.controller.Kill() }
+func (w *World) bin(name string) string { return filepath.Join(w.cfg.Bin, name) }
 
 // Weft types a command of the operator and returns what it prints.
 func (w *World) Weft(ctx context.Context, args ...string) (string, error) {
@@ -154,7 +137,7 @@ func (w *World) AddHostWith(ctx context.Context, name, region, token string, fla
 	}
 	h := &Host{Host: lh, Region: region}
 	h.args = append([]string{
-		"run", "--controller", w.URL, "--token-file", token, "--name", name,
+		"run", "--controller", strings.Join(w.URLs(), ","), "--token-file", token, "--name", name,
 		"--state-dir", w.StateDir(name),
 	}, w.cfg.AgentFlags...)
 	h.args = append(h.args, flags...)

@@ -1,5 +1,6 @@
 // Command workload is a machine's workload for the lab: over HTTP it tells who it is,
-// over UDP and TCP it says back what it hears. It is no part of the product.
+// over UDP and TCP it says back what it hears, and it sends and counts numbered
+// packets. It is no part of the product.
 package main
 
 import (
@@ -31,13 +32,46 @@ func main() {
 	echo := flag.String("echo", "[::]:7", "address for UDP and TCP echo; none if empty")
 	name := flag.String("name", os.Getenv("WEFT_NAME"), "name to answer with (WEFT_NAME)")
 	region := flag.String("region", os.Getenv("WEFT_REGION"), "region to answer with (WEFT_REGION)")
+	numbers := flag.String("numbers", "", "address to take numbered packets at, UDP; none if empty")
+	to := flag.String("send", "", "send numbered packets to this address, and serve nothing")
+	first := flag.Uint64("first", 0, "number of the first packet to send")
+	rate := flag.Int("rate", 1000, "packets to send, a second")
+	path := flag.String("record", "", "file to note numbered packets in")
 	flag.Parse()
 	ctx, cancel := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer cancel()
+	if err := numbered(ctx, *numbers, *to, *first, *rate, *path); err != nil {
+		fmt.Fprintln(os.Stderr, "numbers:", err)
+		os.Exit(1)
+	}
+	if *to != "" {
+		return
+	}
 	if err := run(ctx, *listen, *echo, answer{Name: *name, Region: *region}, os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, "echo:", err)
 		os.Exit(1)
 	}
+}
+
+// numbered sends numbered packets until ctx ends, or takes them as long as the process
+// lives, or neither.
+func numbered(ctx context.Context, numbers, to string, first uint64, rate int, path string) error {
+	if numbers == "" && to == "" {
+		return nil
+	}
+	r, err := openRecord(path)
+	if err != nil {
+		return err
+	}
+	if to != "" {
+		return send(ctx, to, first, rate, r, os.Stdout)
+	}
+	c, err := net.ListenPacket("udp", numbers)
+	if err != nil {
+		return err
+	}
+	go sink(c, r)
+	return nil
 }
 
 // run serves until ctx ends. It prints a line when it listens.
