@@ -12,6 +12,7 @@ import (
 
 	"github.com/weftmesh/weft/e2e/lab"
 	"github.com/weftmesh/weft/e2e/world"
+	"github.com/weftmesh/weft/mesh/store"
 )
 
 // place is a world of controllers that were not started yet.
@@ -199,4 +200,61 @@ func TestSecondController(t *testing.T) {
 	if said := third.Process.Log(); third.Process.ExitCode() != 1 || !strings.Contains(said, "exists already: the controller at "+first.URL+" has it, and is alive") || !strings.Contains(said, "another --name") {
 		t.Errorf("a name that is taken: code %d:\n%s", third.Process.ExitCode(), said)
 	}
+}
+
+// The format of what is stored: raised when all controllers that are alive know a
+// newer one; too new, and a controller ends, or does not begin, and says why.
+func TestStoredFormat(t *testing.T) {
+	need(t, "ip", "curl")
+	t.Parallel()
+	l := newLab(t)
+	e, err := world.NewEtcd(t.Context(), world.EtcdConfig{Lab: l, Bin: bin(t), Members: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := place(t, e, l, 1)
+	ctl := w.Controllers[0]
+	if err := w.Run(t.Context(), ctl); err != nil {
+		t.Fatal(err)
+	}
+	const key = "/weft/mesh"
+	set := func(from, to int) {
+		t.Helper()
+		record, err := e.Get(t.Context(), key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		was, is := fmt.Sprintf(`"schema":%d`, from), fmt.Sprintf(`"schema":%d`, to)
+		if !strings.Contains(record, was) {
+			t.Fatalf("the record %s has not %s", record, was)
+		}
+		if err := e.Put(t.Context(), key, strings.Replace(record, was, is, 1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	set(store.Schema, store.Schema-1)
+	await(t, "the format to be raised", time.Minute, func(ctx context.Context) error {
+		record, err := e.Get(ctx, key)
+		if err == nil && !strings.Contains(record, fmt.Sprintf(`"schema":%d`, store.Schema)) {
+			err = fmt.Errorf("the record is %s", record)
+		}
+		return err
+	})
+
+	want := fmt.Sprintf("the mesh is stored in format %d, and this program knows formats up to %d", store.Schema+1, store.Schema)
+	ended := func(what string) {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		defer cancel()
+		ctl.Process.Wait(ctx)
+		if said := ctl.Process.Log(); ctl.Process.ExitCode() != 1 || !strings.Contains(said, want) || !strings.Contains(said, "hint: run the version of weft-controller that last ran here, or a newer one") {
+			t.Errorf("%s: code %d:\n%s", what, ctl.Process.ExitCode(), said)
+		}
+	}
+	set(store.Schema, store.Schema+1)
+	ended("a controller that runs")
+	if err := w.Launch(ctl); err != nil {
+		t.Fatal(err)
+	}
+	ended("a controller that starts")
 }

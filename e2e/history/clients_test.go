@@ -24,6 +24,7 @@ type crowd struct {
 
 	mu       sync.Mutex        // guards what follows
 	machines []string          // org/id, to be removed by somebody
+	few      []string          // those of the org that may have few
 	tokens   []string          // of hosts
 	joining  []string          // tokens of clients
 	orgs     map[string]string // of those, by token
@@ -55,13 +56,19 @@ func (c *crowd) take(r *rand.Rand, list *[]string, keep bool) string {
 // worker is one client.
 type worker struct {
 	*crowd
-	n int
-	r *rand.Rand
+	n    int
+	r    *rand.Rand
+	only *controller // that it asks; nil: any
 }
 
 func (w *worker) pick(names ...string) string { return names[w.r.IntN(len(names))] }
 
-func (w *worker) at() *store.Store { return w.b.controllers[w.r.IntN(len(w.b.controllers))].get() }
+func (w *worker) at() *store.Store {
+	if w.only != nil {
+		return w.only.get()
+	}
+	return w.b.controllers[w.r.IntN(len(w.b.controllers))].get()
+}
 
 // settle makes what is there from the beginning: two orgs and two hosts, which stay.
 func (w *worker) settle() {
@@ -82,7 +89,7 @@ func (w *worker) settle() {
 
 // step does one thing or another.
 func (w *worker) step() {
-	switch x := w.r.IntN(100); {
+	switch x := w.r.IntN(105); {
 	case x < 15:
 		w.createMachine(w.pick("a", "ab"), w.fresh("m"), w.pick("h0", "h1"), false)
 	case x < 21:
@@ -96,6 +103,11 @@ func (w *worker) step() {
 	case x < 46:
 		if name := w.take(w.r, &w.machines, w.r.IntN(8) == 0); name != "" {
 			w.removeMachine(name)
+		}
+		if w.r.IntN(4) == 0 {
+			if name := w.take(w.r, &w.few, false); name != "" {
+				w.removeMachine(name)
+			}
 		}
 	case x < 50:
 		w.createMachine(w.pick("o0", "o1"), w.fresh("m"), w.pick("h0", "x0", "x1"), false)
@@ -125,6 +137,8 @@ func (w *worker) step() {
 		if token := w.take(w.r, &w.tokens, true); token != "" {
 			w.removeToken(token)
 		}
+	case x >= 100:
+		w.rush()
 	default:
 		w.b.read(w.n, w.at(), false)
 	}
@@ -154,7 +168,11 @@ func (w *worker) createMachine(org, id, host string, stable bool) {
 		return err
 	})
 	if !stable && (op.Result == OK || op.Result == Unknown) {
-		w.leave(&w.machines, org+"/"+id)
+		list := &w.machines
+		if org == "few" {
+			list = &w.few
+		}
+		w.leave(list, org+"/"+id)
 	}
 }
 
@@ -186,8 +204,8 @@ func (w *worker) removeMachine(name string) {
 	})
 }
 
-func (w *worker) createToken(of string, uses, hours int) {
-	id := w.fresh("t")
+func (w *worker) createToken(of string, uses, hours int) (id string) {
+	id = w.fresh("t")
 	token := mesh.Token{ID: id, Hash: secret(id), Kind: of, Uses: uses, Expires: w.b.clock.Now().Add(time.Duration(hours) * time.Hour)}
 	list := &w.tokens
 	if of == mesh.KindHost {
@@ -204,6 +222,7 @@ func (w *worker) createToken(of string, uses, hours int) {
 	if op.Result == OK || op.Result == Unknown {
 		w.leave(list, id)
 	}
+	return id
 }
 
 func (c *crowd) noteOrg(token, org string) {

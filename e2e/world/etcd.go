@@ -161,6 +161,9 @@ func (m *EtcdMember) start(state string) (err error) {
 	return err
 }
 
+// StartNew starts a member of a cluster that begins anew, all of whose data is gone.
+func (m *EtcdMember) StartNew() error { return m.start("new") }
+
 // Start starts a member that has ended, on the data that it has.
 func (m *EtcdMember) Start() error { return m.start("existing") }
 
@@ -220,6 +223,41 @@ func (m *EtcdMember) call(ctx context.Context, path string, request, answer any)
 		return fmt.Errorf("etcd member %s: %s: %w", m.Name(), path, err)
 	}
 	return nil
+}
+
+// Get returns the value of a key, as some member has it that answers for all.
+func (e *Etcd) Get(ctx context.Context, key string) (string, error) {
+	var answer struct {
+		KVs []struct {
+			Value []byte `json:"value"`
+		} `json:"kvs"`
+	}
+	err := e.ask(ctx, "/v3/kv/range", map[string]any{"key": []byte(key)}, &answer)
+	if err == nil && len(answer.KVs) == 0 {
+		err = fmt.Errorf("etcd has no key %s", key)
+	}
+	if err != nil {
+		return "", err
+	}
+	return string(answer.KVs[0].Value), nil
+}
+
+// Put sets a key.
+func (e *Etcd) Put(ctx context.Context, key, value string) error {
+	return e.ask(ctx, "/v3/kv/put", map[string]any{"key": []byte(key), "value": []byte(value)}, nil)
+}
+
+// ask is a request to one member after the other, until one answers.
+func (e *Etcd) ask(ctx context.Context, path string, request, answer any) error {
+	var errs []error
+	for _, m := range e.Members {
+		err := m.call(ctx, path, request, answer)
+		if err == nil {
+			return nil
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
 }
 
 // Await waits until the members given, or all, answer reads of the whole cluster

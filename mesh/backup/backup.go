@@ -65,11 +65,11 @@ type Record struct {
 
 // Summary says what a whole backup holds.
 type Summary struct {
-	Header Header
-	Keys   int
-	Kinds  map[string]int // keys by the first part of their name
-	Bytes  int64          // of the text
-	SHA256 string         // of all but the last line, hexadecimal
+	Header Header         `json:"header"`
+	Keys   int            `json:"keys"`
+	Kinds  map[string]int `json:"kinds"`  // keys by the first part of their name
+	Bytes  int64          `json:"bytes"`  // of the text
+	SHA256 string         `json:"sha256"` // of all but the last line, hexadecimal
 }
 
 type line struct {

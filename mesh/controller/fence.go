@@ -39,14 +39,13 @@ type stream struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 	done   chan struct{} // closed when it has left
-	nudge  chan struct{} // asks for a ping now
 	pings  atomic.Uint64 // sent
 }
 
 func newStream(c caller, conn net.Conn, ctx context.Context, cancel context.CancelCauseFunc) *stream {
 	return &stream{
 		inbox: inbox{wake: make(chan struct{}, 1)}, node: c.node, key: c.key, addr: c.addr, conn: conn, ctx: ctx, cancel: cancel,
-		done: make(chan struct{}), nudge: make(chan struct{}, 1),
+		done: make(chan struct{}),
 	}
 }
 
@@ -109,10 +108,7 @@ func (s *streams) len() int {
 // sent.
 func (s *stream) alive(ctx context.Context, patience time.Duration) (bool, error) {
 	before := s.pings.Load()
-	select {
-	case s.nudge <- struct{}{}:
-	default:
-	}
+	s.askPing()
 	grace := time.NewTimer(min(fenceGrace, patience))
 	defer grace.Stop()
 	limit := time.NewTimer(patience)

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"sync"
+	"sync/atomic"
 
 	"github.com/weftmesh/weft/mesh"
 )
@@ -35,7 +36,8 @@ const (
 // inbox is what a stream is still to send: events in order, and after them, if it
 // is behind, all steps from a position on.
 type inbox struct {
-	wake chan struct{}
+	wake    chan struct{} // there is something to do
+	pingDue atomic.Bool
 
 	mu       sync.Mutex
 	events   []*event
@@ -71,6 +73,12 @@ func (b *inbox) fallBehind(position uint64) {
 		b.behind, b.position = true, position
 		b.wakeUp()
 	}
+}
+
+// askPing has the stream send a ping.
+func (b *inbox) askPing() {
+	b.pingDue.Store(true)
+	b.wakeUp()
 }
 
 func (b *inbox) wakeUp() {

@@ -26,6 +26,13 @@ func (r *requests) count(route string, status int) {
 	r.counts[requestKind{route, status}]++
 }
 
+func oneIf(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
 // stats is what the controller knows about itself.
 func (s *server) stats() []metrics.Stat {
 	st := s.store.State()
@@ -40,6 +47,7 @@ func (s *server) stats() []metrics.Stat {
 		{Name: "weft_controller_slow_streams_total", Help: "View streams cut because the node did not read.", Counter: true, Value: float64(s.hub.counters.slow.Load())},
 		{Name: "weft_store_revision", Help: "Revision of the state in memory.", Value: float64(st.Revision.Revision)},
 		{Name: "weft_store_age_seconds", Help: "Time since the state in memory was last known to be current.", Value: s.store.Age().Seconds()},
+		{Name: "weft_controller_elected", Help: "1 if this controller does the periodic jobs, 0 if another one does.", Value: oneIf(s.store.Elected())},
 	}
 	for _, n := range []struct {
 		kind string

@@ -111,24 +111,21 @@ func (s *server) follow(ctx context.Context, st *stream, w *wire, since mesh.Rev
 	if err := s.begin(ctx, st, out, way); err != nil {
 		return err
 	}
-	ping := time.NewTicker(s.cfg.PingEvery)
+	// One channel for all there is to wait for: every change wakes every stream that
+	// it concerns, and a select costs a tenth of what follows.
+	defer context.AfterFunc(ctx, st.wakeUp)()
+	ping := time.AfterFunc(s.cfg.PingEvery, st.askPing)
 	defer ping.Stop()
-	for {
-		err = nil
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-st.wake:
+	for err == nil {
+		<-st.wake
+		if st.pingDue.Swap(false) {
+			err = s.ping(ctx, st, out)
+			ping.Reset(s.cfg.PingEvery)
+		} else {
 			err = s.flush(ctx, st, out)
-		case <-ping.C:
-			err = s.ping(ctx, st, out)
-		case <-st.nudge:
-			err = s.ping(ctx, st, out)
-		}
-		if err != nil {
-			return err
 		}
 	}
+	return err
 }
 
 // begin sends what a stream begins with.

@@ -167,6 +167,11 @@ func TestLargerQuotaEndsNoSpace(t *testing.T) {
 		t.Fatal(err)
 	}
 	again := start(t, c) // the same quota: still full
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("log:\n%s", said.String())
+		}
+	})
 	awaitTrue(t, "it says at once that it is full", func() bool { return strings.Contains(said.String(), `alarm="NOSPACE: the database has`) })
 	if len(again.Alarms()) != 1 {
 		t.Errorf("alarms: %q", again.Alarms())

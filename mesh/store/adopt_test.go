@@ -194,7 +194,7 @@ func TestAdoptionMeetsOthers(t *testing.T) {
 			machine(t, s, "acme", "web", "old", "a")
 		},
 	} {
-		for _, slot := range []uint16{1, 2, 3, 4} { // in use; resting; the next one; after it
+		for _, slot := range []uint16{1, 2, 3, 4, 5} { // in use; resting; nobody's any more; the next one; after it
 			t.Run(fmt.Sprint(name, ", slot ", slot), func(t *testing.T) {
 				t.Parallel()
 				for k := 0; ; k++ {
@@ -204,7 +204,11 @@ func TestAdoptionMeetsOthers(t *testing.T) {
 					host(t, s, "b")
 					machine(t, s, "acme", "web", "old", "a")
 					machine(t, s, "acme", "web", "rests", "a")
+					lost := machine(t, s, "acme", "web", "lost", "a")
 					done(s.RemoveMachine(t.Context(), "", MachineRef{Org: "acme", ID: "rests"}))(t)
+					if _, err := s.client.Delete(t.Context(), s.root+machineKey("acme", lost.ID)); err != nil {
+						t.Fatal(err)
+					}
 					endpoint := s.plan().Endpoint(1, h.Position(), slot)
 					one, reached := between(t, s, k, func() { intrude(t, s, endpoint) })
 					_, err := holds(one, "mine", "a", endpoint, true)

@@ -13,8 +13,10 @@ import (
 )
 
 // Schema is the newest version of the stored format that this program knows. It
-// works on this one and on older ones, and writes what the mesh record says: new in 2
-// are reservations of endpoints, generations, and the controllers' own records.
+// works on this one and on older ones. New in 2 are reservations of endpoints,
+// generations, and the controllers' own records: beside a controller that knows
+// only 1 they are safe, as it keeps fields and passes over kinds that it does not
+// know, and an endpoint that is reserved is none that it could give.
 const Schema = 2
 
 // CARecord is a certificate authority as stored: the key is sealed by the caller.
@@ -140,15 +142,6 @@ func (s *Store) tooNew(format int) error {
 	return mesh.WithHint(
 		fmt.Errorf("%w: the mesh is stored in format %d, and this program knows formats up to %d", ErrFormat, format, s.config.Schema),
 		"run the version of weft-controller that last ran here, or a newer one")
-}
-
-// format is the version of the stored format to write: what is new in a later one
-// would not be understood by a controller that still runs beside this one.
-func (s *Store) format() int {
-	if m := s.mesh.Load(); m != nil {
-		return min(m.Schema, s.config.Schema)
-	}
-	return s.config.Schema
 }
 
 // since tells, of the kinds that came later, with which version of the format they

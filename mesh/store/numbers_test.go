@@ -219,6 +219,42 @@ func TestANumberSpaceEnds(t *testing.T) {
 	}
 }
 
+// Whatever runs out says so, and what can be done.
+func TestWhatRunsOutSaysSo(t *testing.T) {
+	t.Parallel()
+	s := newMesh(t, Config{})
+	o := org(t, s, "acme")
+	h := host(t, s, "h")
+	for key, last := range map[string]uint64{
+		keyNextNetwork: testPlan(t).MaxNetwork(), keyNextHost: ipam.MaxHost, nextSlotKey(o.Network, h.Number): ipam.MaxSlot,
+	} {
+		if _, err := s.client.Put(t.Context(), s.root+key, fmt.Sprint(last+1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range 253 {
+		must(s.CreateRegion(t.Context(), "", fmt.Sprint("r", i), nil))(t)
+	}
+	spare := token(t, s, mesh.Token{ID: "spare", Kind: mesh.KindHost, Orgs: []string{"all"}})
+	for _, tt := range []struct {
+		err        error
+		says, hint string
+	}{
+		{third(s.CreateOrg(t.Context(), "", "beta")), "create org beta: network: none left (65535 were given)", "a mesh of a shorter prefix has more: weft-controller run --prefix"},
+		{third(s.EnrollHost(t.Context(), hostSpec("h2"), spare)), "enroll host h2: host number: none left (16777215 were given)", "can be used again after a while"},
+		{third(s.CreateRegion(t.Context(), "", "mars", nil)), "create region mars: none left: region number", "weft region remove NAME"},
+		{third(s.CreateClient(t.Context(), "", ClientSpec{Org: "acme", Name: "x", Key: key("x"), Gateway: "h"})), "address of network 1 at host 1: none left", "run it on another host"},
+	} {
+		if !errors.Is(tt.err, ErrFull) || !strings.Contains(fmt.Sprint(tt.err), tt.says) || !strings.Contains(mesh.HintOf(tt.err), tt.hint) {
+			t.Errorf("%v, hint %q; want %q, hint %q", tt.err, mesh.HintOf(tt.err), tt.says, tt.hint)
+		}
+	}
+	// The token was not spent on it.
+	if tok, _, err := read[mesh.Token](t, s, tokenKey("spare")); err != nil || tok.Uses != 1 {
+		t.Errorf("the token has %d uses left: %v", tok.Uses, err)
+	}
+}
+
 func TestNetworksAreNeverUsedAgain(t *testing.T) {
 	t.Parallel()
 	c := newClock()

@@ -238,6 +238,34 @@ func TestFreeingMeetsARegistration(t *testing.T) {
 	}
 }
 
+// One that was taken back and is kept anew has its own time.
+func TestFreeingMeetsALaterReservation(t *testing.T) {
+	t.Parallel()
+	for k := 0; ; k++ {
+		c := newClock()
+		s := newMesh(t, Config{Now: c.Now, AddressRest: time.Hour})
+		org(t, s, "acme")
+		host(t, s, "h")
+		stable(t, s, "acme", "db", "h")
+		remove := func() {
+			done(s.RemoveMachine(t.Context(), "test", MachineRef{Org: "acme", ID: "db"}))(t)
+		}
+		remove()
+		kept, _, _ := read[mesh.Reservation](t, s, reservationKey("acme", mesh.KindMachine, "db"))
+		c.add(time.Hour)
+		one, reached := between(t, s, k, func() { stable(t, s, "acme", "db", "h"); remove() })
+		if err := one.freeReservation(t.Context(), one.plan(), kept); err != nil {
+			t.Fatal(err)
+		}
+		if _, there, _ := read[mesh.Reservation](t, s, reservationKey("acme", mesh.KindMachine, "db")); there != *reached {
+			t.Errorf("before step %d: it is kept: %t", k, there)
+		}
+		if !*reached {
+			return
+		}
+	}
+}
+
 // Many at once, at several controllers, want one name back: one gets it, and it is
 // the address that it was.
 func TestOneComesBack(t *testing.T) {
