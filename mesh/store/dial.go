@@ -246,13 +246,18 @@ func (w *wire) Close() error {
 	return w.Conn.Close()
 }
 
-// dial is gRPC's dialer.
-func (ws *wires) dial(ctx context.Context, addr string) (net.Conn, error) {
+// connect makes a connection to an address as gRPC gives it to a dialer.
+func connect(ctx context.Context, addr string) (net.Conn, error) {
 	network, where := "tcp", addr
 	if path, ok := strings.CutPrefix(addr, "unix://"); ok {
 		network, where = "unix", path
 	}
-	conn, err := (&net.Dialer{Timeout: connectTimeout}).DialContext(ctx, network, where)
+	return (&net.Dialer{Timeout: connectTimeout}).DialContext(ctx, network, where)
+}
+
+// dial is gRPC's dialer.
+func (ws *wires) dial(ctx context.Context, addr string) (net.Conn, error) {
+	conn, err := connect(ctx, addr)
 	if err != nil {
 		return nil, err
 	}

@@ -217,7 +217,8 @@ const hello = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\
 func (cl *Cluster) knock(ctx context.Context, endpoint string) (reached, final bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
-	conn, err := cl.wires.dial(ctx, dialed(endpoint))
+	// Not one of the wires: it is not to be cut when the member is left.
+	conn, err := connect(ctx, dialed(endpoint))
 	if err != nil {
 		return false, false, plainly(err)
 	}
