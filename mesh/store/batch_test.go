@@ -74,7 +74,7 @@ func TestManyShareATransaction(t *testing.T) {
 	t.Parallel()
 	gate, inside := make(chan struct{}), make(chan struct{}, 100)
 	var shut atomic.Bool
-	s, n := counted(t, newMesh(t, Config{}), func() {
+	s, n := counted(t, newMesh(t, Config{Timeout: time.Minute}), func() {
 		if shut.Load() {
 			inside <- struct{}{}
 			<-gate
@@ -107,7 +107,7 @@ func TestManyShareATransaction(t *testing.T) {
 	for i := 1; i < count; i++ {
 		create(i)
 	}
-	for deadline := time.Now().Add(2 * time.Second); ; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
 		s.gathering.mu.Lock()
 		waiting := len(s.gathering.waiting)
 		s.gathering.mu.Unlock()
@@ -303,7 +303,7 @@ func TestACallerWhoGivesUpAmongOthers(t *testing.T) {
 	t.Parallel()
 	gate, inside := make(chan struct{}), make(chan struct{}, 100)
 	var shut atomic.Bool
-	s, _ := counted(t, newMesh(t, Config{}), func() {
+	s, _ := counted(t, newMesh(t, Config{Timeout: time.Minute}), func() {
 		if shut.Load() {
 			inside <- struct{}{}
 			<-gate
