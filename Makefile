@@ -21,7 +21,7 @@ build: ## the three commands, into build/bin
 # What the lab starts besides: the workload of its machines, the members of etcd
 # clusters, and the plain WireGuard program that wg-quick falls back to.
 lab-bin: build
-	@go build -trimpath -o $(BIN)/ ./e2e/lab/workload ./e2e/lab/etcdmember ./e2e/demo
+	@go build -trimpath -o $(BIN)/ ./e2e/lab/workload ./e2e/lab/etcdmember ./e2e/lab/streams ./e2e/demo
 	@go build -trimpath -o $(BIN)/wireguard-go golang.zx2c4.com/wireguard
 .PHONY: lab-bin
 
