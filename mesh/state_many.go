@@ -2,9 +2,10 @@ package mesh
 
 import iradix "github.com/hashicorp/go-immutable-radix/v2"
 
-// many is the number of changes from which on it pays to make them together. A list
-// of everything makes a hundred thousand.
-const many = 64
+// many is the number of changes from which on it pays to make them together.
+// Registrations that share a transaction are some dozens, a list of everything makes
+// a hundred thousand.
+const many = 8
 
 // withMany is With in one transaction for each table: nodes that were made in it are
 // changed in place.
