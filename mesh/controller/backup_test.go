@@ -60,9 +60,9 @@ func TestBackup(t *testing.T) {
 func TestBackupThatBreaksIsNoticed(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, nil)
-	value := fmt.Sprintf("%q", strings.Repeat("x", 16<<10))
+	value := fmt.Sprintf("%q", strings.Repeat("x", 8<<10))
 	var rev int64
-	for i := range 1200 {
+	for i := range 2500 {
 		r, err := w.etcd.Client().Put(t.Context(), fmt.Sprintf("%slater/%04d", w.root, i), value)
 		if err != nil {
 			t.Fatal(err)
@@ -86,7 +86,7 @@ func TestBackupThatBreaksIsNoticed(t *testing.T) {
 		t.Fatal(err)
 	}
 	cut := &noting{r: body}
-	if s, err := backup.Verify(cut); err == nil || s.Keys > 1200 {
+	if s, err := backup.Verify(cut); err == nil || s.Keys > 2500 {
 		t.Fatalf("%d keys, %v: it should have broken", s.Keys, err)
 	}
 	if !errors.Is(cut.err, io.ErrUnexpectedEOF) {

@@ -169,18 +169,14 @@ func TestDumpIsOfOneRevision(t *testing.T) {
 	s := newMesh(t, Config{})
 	org(t, s, "acme")
 	const pages = 3
-	for i := range pages * dumpPage {
-		if _, err := s.client.Put(t.Context(), fmt.Sprintf("%sapps/acme/a%05d", s.root, i), `{"ttl":1}`); err != nil {
-			t.Fatal(err)
-		}
-	}
+	putApps(t, s, pages*dumpPage, `{"ttl":1}`)
 	want := stored(t, s)
 	n := 0
 	var text bytes.Buffer
 	_, err := s.Dump(t.Context(), "", writerFunc(func(p []byte) (int, error) {
 		n++
 		org(t, s, fmt.Sprint("new", n))
-		s.client.Put(t.Context(), s.root+"apps/acme/a01400", `{"ttl":2}`)
+		s.client.Put(t.Context(), s.root+"apps/acme/a05400", `{"ttl":2}`)
 		s.client.Delete(t.Context(), s.root+"orgs/acme")
 		return text.Write(p)
 	}))
@@ -193,6 +189,20 @@ func TestDumpIsOfOneRevision(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// putApps puts n apps, many in one transaction.
+func putApps(t testing.TB, s *Store, n int, value string) {
+	t.Helper()
+	var ops []clientv3.Op
+	for i := range n {
+		ops = append(ops, clientv3.OpPut(fmt.Sprintf("%sapps/acme/a%05d", s.root, i), value))
+	}
+	for some := range slices.Chunk(ops, maxOps) {
+		if _, err := s.commit(t.Context(), nil, some); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
@@ -220,9 +230,7 @@ func records(t testing.TB, text []byte) (out []backup.Record) {
 func TestDumpOfACompactedRevision(t *testing.T) {
 	t.Parallel()
 	s := newMesh(t, Config{Client: ownServer(t).Client()})
-	for i := range 3 * dumpPage {
-		s.client.Put(t.Context(), fmt.Sprintf("%sapps/acme/a%05d", s.root, i), `{"name":"something that fills a buffer or two"}`)
-	}
+	putApps(t, s, 3*dumpPage, `{"name":"something that fills a buffer or two"}`)
 	var text bytes.Buffer
 	_, err := s.Dump(t.Context(), "", writerFunc(func(p []byte) (int, error) {
 		r, err := s.client.Put(t.Context(), s.root+"x", "1")
@@ -371,9 +379,7 @@ func TestRestoreOnlyWhereThereIsNothing(t *testing.T) {
 func TestInterruptedRestore(t *testing.T) {
 	t.Parallel()
 	s := inhabited(t, Config{})
-	for i := range 700 {
-		s.client.Put(t.Context(), fmt.Sprintf("%sapps/acme/a%05d", s.root, i), `{"ttl":1}`)
-	}
+	putApps(t, s, 700, `{"ttl":1}`)
 	text := backedUp(t, s)
 	for _, steps := range []int{1, 4, 5, 6, 8, 9, 11, 12, 13, 14} {
 		t.Run(fmt.Sprint("after-", steps), func(t *testing.T) {

@@ -16,8 +16,8 @@ import (
 )
 
 // dumpPage is how many keys are read at once: it bounds the memory that a backup
-// takes.
-const dumpPage = 500
+// takes. etcd counts all keys that are left with every page.
+const dumpPage = 2000
 
 const keyPresence = "presence/"
 
