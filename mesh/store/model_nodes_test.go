@@ -4,12 +4,13 @@ import (
 	"context"
 
 	"github.com/weftmesh/weft/mesh"
-	"pgregory.net/rapid"
 )
 
-func (s *steps) enrollHost(*rapid.T) {
-	spec, id := hostSpec(s.host()), s.token()
-	spec.Key = key(s.key())
+func (s *steps) enrollHost() { s.enrollHostBy(s.host(), s.key(), s.token()) }
+
+func (s *steps) enrollHostBy(name, as, id string) {
+	spec := hostSpec(name)
+	spec.Key = key(as)
 	spec.TLSKey = "tls of " + spec.Key.String()
 	var want refusals
 	t, there := s.ledger.tokens[id]
@@ -42,7 +43,7 @@ func (s *steps) enrollHost(*rapid.T) {
 	s.hosts[h.Name] = mesh.Host{Name: h.Name, Number: h.Number, RegionNumber: h.RegionNumber, Key: spec.Key, Orgs: t.Orgs}
 }
 
-func (s *steps) cordonHost(*rapid.T) {
+func (s *steps) cordonHost() {
 	name := s.host()
 	h, there := s.hosts[name]
 	var want refusals
@@ -55,7 +56,7 @@ func (s *steps) cordonHost(*rapid.T) {
 	}
 }
 
-func (s *steps) removeHost(*rapid.T) {
+func (s *steps) removeHost() {
 	name := s.host()
 	_, there := s.hosts[name]
 	var want refusals
@@ -81,7 +82,7 @@ func (s *steps) carrier(org, host string, want *refusals) (mesh.Org, mesh.Host) 
 	return o, h
 }
 
-func (s *steps) createMachine(*rapid.T) {
+func (s *steps) createMachine() {
 	spec := MachineSpec{
 		Org: s.org(), App: s.pick("app", "web", "db"), ID: s.pick("machine", "1", "2", "3"), Host: s.host(),
 		Stable: s.pick("stable", "yes", "no") == "yes", Move: s.pick("move", "yes", "no", "no") == "yes",
@@ -157,7 +158,7 @@ func (s *steps) full(o mesh.Org, h mesh.Host) (want refusals) {
 	return refusals{ErrFull}
 }
 
-func (s *steps) moveMachine(*rapid.T) {
+func (s *steps) moveMachine() {
 	org, id, host := s.org(), s.pick("machine", "1", "2", "3"), s.host()
 	m, there := s.machines[org+"/"+id]
 	generation := m.Generation
@@ -174,7 +175,7 @@ func (s *steps) moveMachine(*rapid.T) {
 	}
 }
 
-func (s *steps) stopMachine(*rapid.T) {
+func (s *steps) stopMachine() {
 	org, id := s.org(), s.pick("machine", "1", "2", "3")
 	m, there := s.machines[org+"/"+id]
 	var want refusals
@@ -186,7 +187,7 @@ func (s *steps) stopMachine(*rapid.T) {
 	}
 }
 
-func (s *steps) removeMachine(*rapid.T) {
+func (s *steps) removeMachine() {
 	ref := MachineRef{Org: s.org(), ID: s.pick("machine", "1", "2", "3"), Host: s.pick("must be on", "", "h", "h1")}
 	m, there := s.machines[ref.Org+"/"+ref.ID]
 	var want refusals
@@ -198,7 +199,7 @@ func (s *steps) removeMachine(*rapid.T) {
 	}
 }
 
-func (s *steps) createClient(*rapid.T) {
+func (s *steps) createClient() {
 	spec := ClientSpec{Org: s.org(), Name: s.pick("client", "c1", "c2"), Key: key(s.key()), Gateway: s.host()}
 	var want refusals
 	s.room(spec, &want)
@@ -208,7 +209,7 @@ func (s *steps) createClient(*rapid.T) {
 	}
 }
 
-func (s *steps) enrollClient(*rapid.T) {
+func (s *steps) enrollClient() {
 	id := s.token()
 	spec := ClientSpec{Name: s.pick("client", "c1", "c2"), Key: key(s.key()), Gateway: s.host()}
 	spec.TLSKey = "tls of " + spec.Key.String()
@@ -264,7 +265,7 @@ func (s *steps) client(spec ClientSpec, c mesh.Client) {
 	}
 }
 
-func (s *steps) setGateway(*rapid.T) {
+func (s *steps) setGateway() {
 	org, name, gateway := s.org(), s.pick("client", "c1", "c2"), s.host()
 	c, there := s.clients[org+"/"+name]
 	var want refusals
@@ -277,7 +278,7 @@ func (s *steps) setGateway(*rapid.T) {
 	}
 }
 
-func (s *steps) removeClient(*rapid.T) {
+func (s *steps) removeClient() {
 	org, name := s.org(), s.pick("client", "c1", "c2")
 	_, there := s.clients[org+"/"+name]
 	var want refusals

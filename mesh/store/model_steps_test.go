@@ -34,16 +34,57 @@ func TestStoreIsAsTheLedger(t *testing.T) {
 	rapid.Check(t, func(r *rapid.T) {
 		s, end := newSteps(t, r)
 		defer end()
-		r.Repeat(map[string]func(*rapid.T){
-			"": s.same, "create org": s.createOrg, "remove org": s.removeOrg, "limit org": s.limitOrg,
-			"create token": s.createToken, "remove token": s.removeToken,
-			"enrol host": s.enrollHost, "cordon host": s.cordonHost, "remove host": s.removeHost,
-			"create machine": s.createMachine, "create another machine": s.createMachine, "move machine": s.moveMachine,
-			"stop machine": s.stopMachine, "remove machine": s.removeMachine,
-			"create client": s.createClient, "enrol client": s.enrollClient, "set gateway": s.setGateway, "remove client": s.removeClient,
-			"create app": s.createApp, "remove app": s.removeApp, "wait": s.wait, "keep house": s.keepHouse,
-		})
+		s.settle()
+		all := s.all()
+		for range rapid.IntRange(10, 60).Draw(r, "steps") {
+			step := rapid.SampledFrom(all).Draw(r, "step")
+			step.do()
+			s.same()
+		}
 	})
+}
+
+// step is something that can be done.
+type step struct {
+	name string
+	do   func()
+}
+
+func (s step) String() string { return s.name }
+
+// all are the steps, those more often that make something of what is there.
+func (s *steps) all() (all []step) {
+	for _, x := range []struct {
+		times int
+		step
+	}{
+		{2, step{"create org", s.createOrg}}, {1, step{"remove org", s.removeOrg}}, {1, step{"limit org", s.limitOrg}},
+		{3, step{"create token", s.createToken}}, {1, step{"remove token", s.removeToken}},
+		{4, step{"enrol host", s.enrollHost}}, {1, step{"cordon host", s.cordonHost}}, {1, step{"remove host", s.removeHost}},
+		{12, step{"create machine", s.createMachine}}, {6, step{"move machine", s.moveMachine}},
+		{2, step{"stop machine", s.stopMachine}}, {4, step{"remove machine", s.removeMachine}},
+		{4, step{"create client", s.createClient}}, {3, step{"enrol client", s.enrollClient}},
+		{2, step{"set gateway", s.setGateway}}, {3, step{"remove client", s.removeClient}},
+		{1, step{"create app", s.createApp}}, {1, step{"remove app", s.removeApp}},
+		{3, step{"wait", s.wait}}, {2, step{"keep house", s.keepHouse}},
+	} {
+		for range x.times {
+			all = append(all, x.step)
+		}
+	}
+	return all
+}
+
+// settle makes two orgs and two hosts.
+func (s *steps) settle() {
+	for _, org := range []string{"a", "ab"} {
+		s.createOrgNamed(org)
+	}
+	for i, host := range []string{"h", "h1"} {
+		s.createTokenOf(mesh.KindHost, "", 2)
+		s.enrollHostBy(host, fmt.Sprint("k", i+1), fmt.Sprint("t", s.tokens))
+	}
+	s.same()
 }
 
 // newSteps makes a mesh in which few numbers are left.
@@ -78,7 +119,7 @@ func (s *steps) pick(what string, of ...string) string { return rapid.SampledFro
 
 func (s *steps) org() string  { return s.pick("org", "a", "ab") }
 func (s *steps) host() string { return s.pick("host", "h", "h1") }
-func (s *steps) key() string  { return s.pick("key", "k1", "k2", "k3") }
+func (s *steps) key() string  { return s.pick("key", "k1", "k2", "k3", "k4", "k5") }
 
 // done checks how a change ended, and reports whether it is to be written down.
 func (s *steps) done(rev int64, err error, want refusals) bool {
@@ -97,7 +138,7 @@ func (s *steps) done(rev int64, err error, want refusals) bool {
 }
 
 // same compares both mirrors with the ledger.
-func (s *steps) same(*rapid.T) {
+func (s *steps) same() {
 	for i, x := range s.stores {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		err := x.Wait(ctx, s.rev)
@@ -117,13 +158,13 @@ func (s *steps) same(*rapid.T) {
 	}
 }
 
-func (s *steps) wait(*rapid.T) {
+func (s *steps) wait() {
 	d := time.Duration(rapid.SampledFrom([]int{1, 29, 60, 61, 180, 24 * 60}).Draw(s.t, "minutes")) * time.Minute
 	s.clock.add(d)
 	s.now = s.now.Add(d)
 }
 
-func (s *steps) keepHouse(*rapid.T) {
+func (s *steps) keepHouse() {
 	x := s.at()
 	if err := x.Wait(context.Background(), s.rev); err != nil {
 		s.t.Fatal(err)
@@ -139,8 +180,9 @@ func (s *steps) keepHouse(*rapid.T) {
 	s.due()
 }
 
-func (s *steps) createOrg(*rapid.T) {
-	name := s.org()
+func (s *steps) createOrg() { s.createOrgNamed(s.org()) }
+
+func (s *steps) createOrgNamed(name string) {
 	_, there := s.orgs[name]
 	var want refusals
 	want.when(there, ErrExists)
@@ -156,7 +198,7 @@ func (s *steps) createOrg(*rapid.T) {
 	s.orgs[name] = mesh.Org{Name: name, Network: o.Network}
 }
 
-func (s *steps) removeOrg(*rapid.T) {
+func (s *steps) removeOrg() {
 	name := s.org()
 	_, there := s.orgs[name]
 	var want refusals
@@ -167,7 +209,7 @@ func (s *steps) removeOrg(*rapid.T) {
 	}
 }
 
-func (s *steps) limitOrg(*rapid.T) {
+func (s *steps) limitOrg() {
 	name := s.org()
 	limits := mesh.Limits{Machines: rapid.IntRange(0, 4).Draw(s.t, "machines"), Clients: rapid.IntRange(0, 3).Draw(s.t, "clients"), Tokens: rapid.IntRange(0, 3).Draw(s.t, "tokens")}
 	o, there := s.orgs[name]
@@ -180,15 +222,19 @@ func (s *steps) limitOrg(*rapid.T) {
 	}
 }
 
-func (s *steps) createToken(*rapid.T) {
+func (s *steps) createToken() {
+	s.createTokenOf(s.pick("kind", mesh.KindHost, mesh.KindClient), s.org(), rapid.IntRange(1, 2).Draw(s.t, "uses"))
+}
+
+func (s *steps) createTokenOf(kind, org string, uses int) {
 	s.tokens++
 	id := fmt.Sprint("t", s.tokens)
-	t := mesh.Token{ID: id, Hash: hash(id), Kind: s.pick("kind", mesh.KindHost, mesh.KindClient), Uses: rapid.IntRange(1, 2).Draw(s.t, "uses"), Expires: s.now.Add(time.Hour)}
+	t := mesh.Token{ID: id, Hash: hash(id), Kind: kind, Uses: uses, Expires: s.now.Add(time.Hour)}
 	var want refusals
 	if t.Kind == mesh.KindHost {
 		t.Orgs = []string{mesh.AllOrgs}
 	} else {
-		t.Org = s.org()
+		t.Org = org
 		o, there := s.orgs[t.Org]
 		want.when(!there, ErrNotFound)
 		want.when(there && s.usableTokens(t.Org) >= o.Limits.Or(mesh.DefaultLimits).Tokens, ErrLimit)
@@ -204,7 +250,7 @@ func (s *steps) token() string {
 	return fmt.Sprint("t", rapid.IntRange(max(1, s.tokens-3), max(1, s.tokens)).Draw(s.t, "token"))
 }
 
-func (s *steps) removeToken(*rapid.T) {
+func (s *steps) removeToken() {
 	id := s.token()
 	_, there := s.ledger.tokens[id]
 	var want refusals
@@ -222,7 +268,7 @@ func (s *steps) spend(id, kind string, want *refusals) mesh.Token {
 	return t
 }
 
-func (s *steps) createApp(*rapid.T) {
+func (s *steps) createApp() {
 	org := s.org()
 	_, there := s.orgs[org]
 	var want refusals
@@ -234,7 +280,7 @@ func (s *steps) createApp(*rapid.T) {
 	}
 }
 
-func (s *steps) removeApp(*rapid.T) {
+func (s *steps) removeApp() {
 	key := s.org() + "/" + s.pick("app", "web", "db")
 	org, app, _ := strings.Cut(key, "/")
 	used := slices.ContainsFunc(slices.Collect(maps.Values(s.machines)), func(m mesh.Machine) bool { return m.Org == org && m.App == app })

@@ -142,7 +142,12 @@ func TestRemovalOfALargeOrg(t *testing.T) {
 	h := host(t, s, "h")
 	const machines = 3000
 	orgs := map[string]mesh.Org{}
-	for _, name := range []string{"ab", "a", "a-b"} {
+	for _, name := range []string{"ab", "a", "a-b", "twenty"} {
+		if name == "twenty" { // of a number that begins as that of a does, which is 2
+			if _, err := s.client.Put(t.Context(), s.root+keyNextNetwork, "20"); err != nil {
+				t.Fatal(err)
+			}
+		}
 		orgs[name] = org(t, s, name)
 		n := 40
 		if name == "a" {
@@ -150,7 +155,13 @@ func TestRemovalOfALargeOrg(t *testing.T) {
 		}
 		populate(t, s, orgs[name], h, n)
 	}
-	before := map[string][]string{"ab": mine(t, s, orgs["ab"]), "a-b": mine(t, s, orgs["a-b"])}
+	if a, twenty := orgs["a"].Network, orgs["twenty"].Network; a != 2 || twenty != 20 {
+		t.Fatalf("the networks are %d and %d", a, twenty)
+	}
+	before := map[string][]string{}
+	for _, name := range []string{"ab", "a-b", "twenty"} {
+		before[name] = mine(t, s, orgs[name])
+	}
 	if n := len(mine(t, s, orgs["a"])); n < 2*machines {
 		t.Fatalf("only %d keys are of the org", n)
 	}
@@ -169,14 +180,14 @@ func TestRemovalOfALargeOrg(t *testing.T) {
 		v, _ := state.View(mesh.Node{Kind: mesh.KindHost, Name: "h"}, mesh.Deployment{})
 		return v
 	}
-	if n := len(view(other.State()).Machines); n != machines+80 {
+	if n := len(view(other.State()).Machines); n != machines+120 {
 		t.Fatalf("the host sees %d machines", n)
 	}
 	began := time.Now()
 	dying.RemoveOrg(ctx, "test", "a") // it dies
 	eventually(t, other, "the host sees nothing of it", func(state mesh.State) bool {
 		v := view(state)
-		return len(v.Machines) == 80 && !slices.ContainsFunc(v.Orgs, func(o mesh.Org) bool { return o.Name == "a" })
+		return len(v.Machines) == 120 && !slices.ContainsFunc(v.Orgs, func(o mesh.Org) bool { return o.Name == "a" })
 	})
 	cut := time.Since(began)
 	if first.done.Load() < first.last {
