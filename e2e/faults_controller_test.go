@@ -170,7 +170,9 @@ func killedUnderLoad(r *row, ctl *world.Controller) {
 	}
 	joins.stop()
 	r.ledger.stop()
-	if err := errors.Join(append(joins.judge(r.Context()), r.ledger.half(r.Context())...)...); err != nil {
+	// The last request of each was given up, and may be carried out a moment later.
+	r.during("whole clients or none", soon, func(ctx context.Context) error { return errors.Join(joins.judge(ctx)...) })
+	if err := errors.Join(r.ledger.half(r.Context())...); err != nil {
 		r.Errorf("whole clients or none: %v", err)
 	}
 	r.Logf("%d rounds, %s", rounds, joins.summary())
