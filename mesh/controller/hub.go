@@ -41,6 +41,9 @@ type hub struct {
 	ring     ring
 	advances map[uint64]*mesh.Advance // to the present, by position; of the last step or merged
 
+	pinged   *event // the last ping, and when it was made
+	pingedAt time.Time
+
 	streams  map[*stream]bool
 	byKey    map[string]*stream
 	byNode   map[mesh.Node][]*stream
@@ -364,13 +367,22 @@ func (h *hub) wayLocked(position uint64) way {
 
 // ping returns the event that says how current the state is. All steps up to its
 // revision are in the inboxes.
-func (h *hub) ping() (*event, error) {
+func (h *hub) ping() (e *event, err error) {
 	h.mu.Lock()
+	defer h.mu.Unlock()
 	h.pumpLocked()
-	rev := h.state.Revision
-	h.mu.Unlock()
-	return h.pingAt(rev)
+	// Streams whose time comes at once share one.
+	if rev, now := h.state.Revision, time.Now(); h.pinged == nil || h.pinged.rev != rev || now.Sub(h.pingedAt) >= pingShared {
+		if e, err = h.pingAt(rev); err != nil {
+			return nil, err
+		}
+		h.pinged, h.pingedAt = e, now
+	}
+	return h.pinged, nil
 }
+
+// pingShared is how long a ping is as good as new.
+const pingShared = 50 * time.Millisecond
 
 // pingAt is a ping with a revision of its own.
 func (h *hub) pingAt(rev mesh.Revision) (*event, error) {

@@ -37,7 +37,8 @@ const (
 // is behind, all steps from a position on.
 type inbox struct {
 	wake    chan struct{} // there is something to do
-	pingDue atomic.Bool
+	pingDue atomic.Bool   // somebody waits for one
+	tick    atomic.Bool   // it may be time for one
 
 	mu       sync.Mutex
 	events   []*event
@@ -78,6 +79,12 @@ func (b *inbox) fallBehind(position uint64) {
 // askPing has the stream send a ping.
 func (b *inbox) askPing() {
 	b.pingDue.Store(true)
+	b.wakeUp()
+}
+
+// quiet has the stream send a ping, unless it has just sent something.
+func (b *inbox) quiet() {
+	b.tick.Store(true)
 	b.wakeUp()
 }
 

@@ -114,15 +114,21 @@ func (s *server) follow(ctx context.Context, st *stream, w *wire, since mesh.Rev
 	// One channel for all there is to wait for: every change wakes every stream that
 	// it concerns, and a select costs a tenth of what follows.
 	defer context.AfterFunc(ctx, st.wakeUp)()
-	ping := time.AfterFunc(s.cfg.PingEvery, st.askPing)
+	ping := time.AfterFunc(s.cfg.PingEvery, st.quiet)
 	defer ping.Stop()
 	for err == nil {
 		<-st.wake
-		if st.pingDue.Swap(false) {
+		tick := st.tick.Swap(false)
+		// Whatever was sent says that the view is current, as a ping does.
+		quiet := time.Since(out.last)
+		if st.pingDue.Swap(false) || tick && quiet >= s.cfg.PingEvery {
 			err = s.ping(ctx, st, out)
-			ping.Reset(s.cfg.PingEvery)
+			quiet = 0
 		} else {
 			err = s.flush(ctx, st, out)
+		}
+		if tick {
+			ping.Reset(s.cfg.PingEvery - quiet)
 		}
 	}
 	return err
@@ -236,7 +242,7 @@ func (s *server) send(out *events, text []byte, rev mesh.Revision) error {
 	if errors.Is(err, errSlow) {
 		s.hub.counters.slow.Add(1)
 	}
-	out.sent = rev
+	out.sent, out.last = rev, time.Now()
 	return err
 }
 
@@ -244,6 +250,7 @@ func (s *server) send(out *events, text []byte, rev mesh.Revision) error {
 type events struct {
 	out  interface{ write(text []byte) error } // whole events
 	sent mesh.Revision                         // of the last one
+	last time.Time                             // when that was
 }
 
 // wire writes server-sent events. A reader that does not take a part of one within

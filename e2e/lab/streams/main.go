@@ -14,6 +14,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -25,6 +26,10 @@ import (
 const marked = "change-"
 
 func main() {
+	// A thousand who follow share a heap that none of them has for itself. Its
+	// collections would be measured with the
+	// server, whichever it is.
+	debug.SetGCPercent(1000)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	if err := run(ctx, os.Args[1:]); err != nil && ctx.Err() == nil {
