@@ -136,6 +136,7 @@ func (s *Store) serve() {
 		for flying < maxFlying && len(all) > 0 {
 			b := newBatch(s)
 			if all = b.fill(all, held); len(b.changes) == 0 {
+				b.recycle()
 				break
 			}
 			for name := range b.held {
@@ -155,6 +156,7 @@ func (s *Store) serve() {
 			for name := range b.held {
 				delete(held, name)
 			}
+			b.recycle()
 		}
 	}
 }
@@ -172,6 +174,7 @@ type batch struct {
 	empty map[string]bool // ranges that it compares to be empty
 	held  map[string]bool // names that it has for itself
 	used  []string        // remembered keys that it rests on
+	next  *tx             // the change that is being added
 }
 
 // part is what makes an attempt at a change one at a part of a batch.
@@ -184,11 +187,39 @@ type part struct {
 	used  []string
 }
 
+// newBatch returns an empty batch, with the room that an earlier one took: with many
+// callers that is most of what a change would allocate.
 func newBatch(s *Store) *batch {
-	return &batch{
-		s: s, all: &tx{s: s, seen: make(map[string]*mvccpb.KeyValue, maxOps), ops: make([]clientv3.Op, 0, maxOps)}, wrote: make(map[string]*mvccpb.KeyValue, maxOps),
-		at: make(map[string]int, maxOps), empty: map[string]bool{}, held: map[string]bool{},
+	if b, ok := s.batches.Get().(*batch); ok {
+		return b
 	}
+	return &batch{
+		s: s, all: &tx{s: s, seen: map[string]*mvccpb.KeyValue{}}, wrote: map[string]*mvccpb.KeyValue{}, at: map[string]int{},
+		empty: map[string]bool{}, held: map[string]bool{}, next: &tx{s: s, seen: map[string]*mvccpb.KeyValue{}, part: &part{}},
+	}
+}
+
+// recycle empties a batch that nobody looks at any more for the next one.
+func (b *batch) recycle() {
+	b.all.clear()
+	b.next.clear()
+	*b.next.part = part{}
+	clear(b.changes)
+	clear(b.unlocks)
+	clear(b.wrote)
+	clear(b.at)
+	clear(b.empty)
+	clear(b.held)
+	b.changes, b.unlocks, b.used, b.bytes = b.changes[:0], b.unlocks[:0], b.used[:0], 0
+	b.s.batches.Put(b)
+}
+
+// clear makes an attempt one at nothing yet.
+func (t *tx) clear() {
+	clear(t.seen)
+	clear(t.ops)
+	clear(t.compares)
+	*t = tx{s: t.s, seen: t.seen, ops: t.ops[:0], compares: t.compares[:0], part: t.part}
 }
 
 // fill adds changes until there is no room, and returns those that are left: the
@@ -211,10 +242,10 @@ func (b *batch) fill(all []*joint, taken map[string]bool) (left []*joint) {
 
 // add plans a change on those before it.
 func (b *batch) add(j *joint, taken map[string]bool) error {
-	t := &tx{
-		s: b.s, actor: j.actor, seen: map[string]*mvccpb.KeyValue{}, unlock: func() {},
-		part: &part{batch: b, taken: taken}, ops: make([]clientv3.Op, 0, 4),
-	}
+	t := b.next
+	t.clear()
+	t.actor, t.unlock = j.actor, func() {}
+	*t.part = part{batch: b, taken: taken}
 	err := j.plan(context.Background(), t)
 	switch {
 	case err != nil:

@@ -69,6 +69,7 @@ type Store struct {
 	locks     locks
 	recall    recall
 	gathering gathering
+	batches   sync.Pool                 // that were, see newBatch
 	newest    atomic.Int64              // revision that etcd last told of
 	waiting   waiting                   // moves that are prepared
 	mesh      atomic.Pointer[mesh.Mesh] // as read; the plan in it never changes
