@@ -24,11 +24,11 @@ import (
 
 // Three controllers on three members of etcd, real programs, that are killed, paused
 // and cut off, while clients do all that allocates or spends. Whatever the clients
-// were told can be told of one state. It lasts WEFT_SECONDS.
+// were told can be told of one state. It lasts WEFT_SECONDS,
+// in rounds.
 func TestHistoryOfPrograms(t *testing.T) {
 	need(t, "ip")
 	t.Parallel()
-	s := newSoak(t)
 	lasts := 20 * time.Second
 	if text := os.Getenv("WEFT_SECONDS"); text != "" {
 		n, err := strconv.Atoi(text)
@@ -37,6 +37,13 @@ func TestHistoryOfPrograms(t *testing.T) {
 		}
 		lasts = time.Duration(n) * time.Second
 	}
+	for i, d := range history.Rounds(lasts, 30*time.Second) {
+		t.Run(fmt.Sprint("round ", i+1), func(t *testing.T) { historyOfPrograms(t, uint64(i), d) })
+	}
+}
+
+func historyOfPrograms(t *testing.T, round uint64, lasts time.Duration) {
+	s := newSoak(t, round)
 	ctx, cancel := context.WithTimeout(t.Context(), lasts)
 	defer cancel()
 	var busy sync.WaitGroup
@@ -75,7 +82,7 @@ type soak struct {
 // soakToken is a token of hosts that is to be spent.
 type soakToken struct{ id, text string }
 
-func newSoak(t *testing.T) *soak {
+func newSoak(t *testing.T, round uint64) *soak {
 	t.Helper()
 	s := &soak{t: t, did: map[string]int{}, rec: history.NewRecorder(time.Now), hosts: map[string][]*api.Client{}}
 	s.seed = rand.Uint64N(1_000_000)
@@ -85,6 +92,7 @@ func newSoak(t *testing.T) *soak {
 			t.Fatalf("WEFT_SEED: %v", err)
 		}
 	}
+	s.seed += round
 	t.Logf("seed %d (WEFT_SEED=%d repeats what is drawn, though not who is faster)", s.seed, s.seed)
 	s.lab = newLab(t)
 	s.etcd = newEtcd(t, s.lab)

@@ -15,6 +15,12 @@ import (
 func TestHistory(t *testing.T) {
 	t.Parallel()
 	seed := seed(t)
+	for i, d := range Rounds(lasts(t, 5*time.Second), 10*time.Second) {
+		t.Run(fmt.Sprint("round ", i+1), func(t *testing.T) { oneHistory(t, seed+uint64(i), d) })
+	}
+}
+
+func oneHistory(t *testing.T, seed uint64, d time.Duration) {
 	b := newBench(t, seed, 3)
 	shared := &crowd{b: b, orgs: map[string]string{}}
 	first := &worker{crowd: shared, r: rand.New(rand.NewPCG(seed, 0))}
@@ -22,7 +28,6 @@ func TestHistory(t *testing.T) {
 
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	d := lasts(t, 5*time.Second)
 	go b.enough(ctx, cancel, d)
 	var busy sync.WaitGroup
 	for i := range 8 {

@@ -62,6 +62,13 @@ const (
 	LawLimits   = "no org has more than it may"
 )
 
+// Rounds shares out a time among histories that last at most so long each. What a
+// history takes to keep and to judge grows faster than it does.
+func Rounds(whole, most time.Duration) (out []time.Duration) {
+	n := max(1, (whole+most-1)/most)
+	return slices.Repeat([]time.Duration{whole / n}, int(n))
+}
+
 // enough is how many findings end the search for more: to show that there is no
 // order takes long.
 const enough = 5

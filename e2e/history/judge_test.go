@@ -192,3 +192,17 @@ func TestJudgeIsQuick(t *testing.T) {
 		t.Errorf("took %s", took)
 	}
 }
+
+func TestRounds(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		whole, most time.Duration
+		want        []time.Duration
+	}{
+		{5, 10, []time.Duration{5}}, {10, 10, []time.Duration{10}}, {30, 10, []time.Duration{10, 10, 10}}, {24, 10, []time.Duration{8, 8, 8}},
+	} {
+		if got := Rounds(tt.whole, tt.most); !slices.Equal(got, tt.want) {
+			t.Errorf("%d of at most %d: %d, want %d", tt.whole, tt.most, got, tt.want)
+		}
+	}
+}
