@@ -35,10 +35,7 @@ func StartGuard(cmd *exec.Cmd) (release func() error, err error) {
 	}
 	defer r.Close()
 	cmd.Stdin = r
-	if cmd.SysProcAttr == nil {
-		cmd.SysProcAttr = new(syscall.SysProcAttr)
-	}
-	cmd.SysProcAttr.Setsid = true
+	detach(cmd)
 	if err := cmd.Start(); err != nil {
 		w.Close()
 		return nil, fmt.Errorf("start the resolver's guard: %w", err)

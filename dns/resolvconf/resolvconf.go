@@ -1,14 +1,21 @@
-// Package resolvconf points a laptop's resolver at the mesh, for the mesh's
-// domains and nothing else, and puts it back: when asked, after a crash, and after
-// a crash that nobody came back from.
+// Package resolvconf points a laptop's resolver at the mesh, for the mesh's domains
+// and nothing else, and puts it back: when asked, after a crash, and after a crash
+// that nobody came back from.
 //
-// There are two ways. Where systemd-resolved answers, the mesh's link gets a server
-// and routing-only domains over D-Bus, and no file is touched. Elsewhere
-// /etc/resolv.conf is made to name a stub on loopback, which the caller runs (see
-// dns.Stub) and which splits.
+// There are several ways; the first that this system has is taken:
+//
+//	Linux    systemd-resolved   the link gets a server and routing-only domains, over D-Bus
+//	         resolvconf         a record of a loopback nameserver, which takes precedence
+//	         resolv.conf        /etc/resolv.conf is made to name that nameserver
+//	macOS    /etc/resolver      a file for each domain
+//	         scutil             a supplemental resolver, where files cannot be written
+//	Windows  NRPT               a rule of the name resolution policy, in the registry
+//
+// The loopback nameserver is a stub that the caller runs (see dns.Stub) and that
+// splits: C libraries cannot. All others split by themselves, and no stub is needed.
 //
 // Out of scope: hosts (their resolver is never changed), the stub itself, and
-// whoever rewrites the file while we are up: Set, called again, follows them.
+// whoever rewrites files while we are up: Set, called again, follows them.
 package resolvconf
 
 import (
@@ -20,10 +27,9 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // Config says what to set, and where.
@@ -48,6 +54,13 @@ type Config struct {
 	Root string       // in front of every path; "": /
 	Bus  string       // D-Bus address of the system bus; "": the usual one under Root
 	Log  *slog.Logger // nil: nothing is logged
+
+	// Resolvconf is the program of that name; "": as a shell would find it, and none
+	// if there is a Root.
+	Resolvconf string
+
+	command  runner   // runs programs; nil: as they are
+	registry registry // Windows'; nil: this machine's
 }
 
 // Restore puts back what Set changed. See Recover.
@@ -55,15 +68,22 @@ type Restore func(context.Context) (note string, err error)
 
 // Names of the ways, as Set returns them.
 const (
-	ByResolved = "systemd-resolved"
-	ByFile     = "resolv.conf"
+	ByResolved    = "systemd-resolved"
+	ByResolvconf  = "resolvconf"
+	ByFile        = "resolv.conf"
+	ByResolverDir = "/etc/resolver"
+	ByScutil      = "scutil"
+	ByNRPT        = "NRPT"
 )
 
-// ErrNoStub says that the file has to be changed but Config.Stub is nil.
+// ErrNoStub says that names have to be split but Config.Stub is nil.
 var ErrNoStub = errors.New("this system needs a local stub resolver, and none was given")
 
-// backend is one way of splitting. openresolv's resolvconf would be another:
-// asked before the file, used where it manages that.
+// errRefused is a way that is there but does not take what it is given: the next
+// one is tried.
+var errRefused = errors.New("not taken")
+
+// backend is one way of splitting.
 type backend interface {
 	// set brings about what cfg says; st is what is on disk, from an earlier set by
 	// the same backend, or new. It saves st before it changes anything.
@@ -73,18 +93,15 @@ type backend interface {
 }
 
 func backendFor(how string) (backend, error) {
-	switch how {
-	case ByResolved:
-		return resolved{}, nil
-	case ByFile:
-		return file{}, nil
+	if b, ok := backends()[how]; ok {
+		return b, nil
 	}
 	return nil, fmt.Errorf("state of an unknown way %q", how)
 }
 
 // Set makes the system's resolver ask the mesh for cfg.Domains. It is idempotent:
 // called again it changes only what has to be changed, and follows a file that
-// somebody else has rewritten in between. how is ByResolved or ByFile.
+// somebody else has rewritten in between. how is one of the constants By….
 func Set(ctx context.Context, cfg Config) (restore Restore, how string, err error) {
 	if err := cfg.check(); err != nil {
 		return nil, "", err
@@ -101,29 +118,49 @@ func Set(ctx context.Context, cfg Config) (restore Restore, how string, err erro
 	if err != nil {
 		return nil, "", fmt.Errorf("set the resolver: %w", err)
 	}
-	how = ByFile
-	if resolvedAnswers(ctx, cfg, st) {
-		how = ByResolved
+	var refused []string
+	if st != nil {
+		refused = st.Refused
 	}
+	for _, how = range ways(ctx, cfg, st) {
+		if slices.Contains(refused, how) {
+			continue
+		}
+		err = cfg.setBy(ctx, how, st, refused)
+		if !errors.Is(err, errRefused) {
+			break
+		}
+		cfg.log().Info("resolver not set", "by", how, "err", err)
+		st, refused = nil, append(refused, how)
+	}
+	if err != nil {
+		return nil, "", err
+	}
+	return func(ctx context.Context) (string, error) { return Recover(ctx, cfg) }, how, nil
+}
+
+// setBy sets the resolver in one way. st is what is on disk, by whatever way. What
+// was begun in vain is undone.
+func (cfg Config) setBy(ctx context.Context, how string, st *state, refused []string) error {
 	if st != nil && st.How != how {
 		if _, err := cfg.revertLocked(ctx, st); err != nil {
-			return nil, "", fmt.Errorf("set the resolver: %w", err)
+			return fmt.Errorf("set the resolver: %w", err)
 		}
 		st = nil
 	}
 	if st == nil {
 		st = &state{How: how}
 	}
-	st.Owner = cfg.Owner
+	st.Owner, st.Refused = cfg.Owner, refused
 	b, err := backendFor(how)
 	if err == nil {
 		err = b.set(ctx, cfg, st)
 	}
 	if err != nil {
 		_, undo := cfg.revertLocked(ctx, st)
-		return nil, "", fmt.Errorf("set the resolver by %s: %w", how, errors.Join(err, undo))
+		return fmt.Errorf("set the resolver by %s: %w", how, errors.Join(err, undo))
 	}
-	return func(ctx context.Context) (string, error) { return Recover(ctx, cfg) }, how, nil
+	return nil
 }
 
 func (cfg Config) check() error {
@@ -155,7 +192,7 @@ func Recover(ctx context.Context, cfg Config) (note string, err error) {
 		return "", fmt.Errorf("restore the resolver: %w", err)
 	}
 	if st == nil && cfg.Owner == "" {
-		note, err = file{}.revertWithoutState(cfg)
+		note, err = revertWithoutState(cfg)
 	} else if st != nil && (cfg.Owner == "" || cfg.Owner == st.Owner) {
 		note, err = cfg.revertLocked(ctx, st)
 	}
@@ -180,6 +217,9 @@ func (cfg Config) revertLocked(ctx context.Context, st *state) (note string, err
 type state struct {
 	How   string `json:"how"`
 	Owner string `json:"owner,omitempty"`
+	// Refused are the ways that did not take what they were given, until this state
+	// is forgotten.
+	Refused []string `json:"refused,omitempty"`
 
 	// By file: which one, following symbolic links; how it was; and every text of
 	// ours that may stand in it.
@@ -188,10 +228,25 @@ type state struct {
 	Mode   os.FileMode `json:"mode,omitempty"`
 	Wrote  []string    `json:"wrote,omitempty"`
 
-	// By systemd-resolved: which link.
+	// By systemd-resolved: which link. By scutil: whose key.
 	Link  string `json:"link,omitempty"`
 	Index int    `json:"index,omitempty"`
+
+	// By resolvconf: the program, our record, and the stub that it names.
+	Program string     `json:"program,omitempty"`
+	Record  string     `json:"record,omitempty"`
+	Stub    netip.Addr `json:"stub,omitzero"`
+
+	// By /etc/resolver: each file, and whether the directory is ours, too.
+	Files  []keptFile `json:"files,omitempty"`
+	NewDir bool       `json:"newDir,omitempty"`
+
+	// By NRPT: keys in the registry that are ours.
+	Keys []string `json:"keys,omitempty"`
 }
+
+// header is how every text of ours begins.
+const header = "# Written by weft. "
 
 // originalPath is where the file's text as it was is kept.
 func (cfg Config) originalPath() string { return filepath.Join(cfg.StateDir, "resolv.conf.original") }
@@ -247,11 +302,11 @@ func (cfg Config) lock(ctx context.Context) (unlock func(), err error) {
 	tick := time.NewTicker(lockPause)
 	defer tick.Stop()
 	for {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
+		ok, err := tryLock(f)
+		if ok {
 			return func() { f.Close() }, nil
 		}
-		if !errors.Is(err, unix.EWOULDBLOCK) {
+		if err != nil {
 			f.Close()
 			return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
 		}

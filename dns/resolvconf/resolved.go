@@ -1,6 +1,9 @@
+//go:build linux
+
 package resolvconf
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -30,15 +33,9 @@ const (
 var resolvedStubs = []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 53}), netip.AddrFrom4([4]byte{127, 0, 0, 54})}
 
 // resolvedAnswers reports whether systemd-resolved runs and names are looked up
-// through it: that it runs is not enough, resolv.conf may go past it.
-func resolvedAnswers(ctx context.Context, cfg Config, st *state) bool {
-	text, _ := os.ReadFile(cfg.path(resolvConf))
-	if st != nil && slices.Contains(st.Wrote, string(text)) {
-		text, _ = os.ReadFile(cfg.originalPath())
-	}
-	if original, ours := embedded(text); ours {
-		text = original
-	}
+// through it: that it runs is not enough, resolv.conf, whose text without us is
+// given, may go past it.
+func resolvedAnswers(ctx context.Context, cfg Config, text []byte) bool {
 	asked := slices.ContainsFunc(dns.ParseResolvConf(text).Nameservers, func(a netip.AddrPort) bool {
 		return slices.Contains(resolvedStubs, a.Addr())
 	})
@@ -114,6 +111,9 @@ func (resolved) set(ctx context.Context, cfg Config, st *state) error {
 	}
 	defer conn.Close()
 	manager := conn.Object(resolvedName, resolvedPath)
+	if linkIs(ctx, conn, int32(index), domains, serverOf(cfg.Server)) {
+		return nil // each of the calls below drops what it has learnt
+	}
 	for _, call := range []struct {
 		method string
 		arg    any
@@ -136,6 +136,33 @@ func (resolved) set(ctx context.Context, cfg Config, st *state) error {
 	// Negative answers from before would stay for a while otherwise.
 	_ = manager.CallWithContext(ctx, resolvedInterface+"FlushCaches", 0).Err
 	return nil
+}
+
+// linkIs reports whether the link has these settings. An older version may lack some
+// that do not matter, and one that does not tell is told.
+func linkIs(ctx context.Context, conn *dbus.Conn, index int32, domains []linkDomain, server linkDNS) bool {
+	var path dbus.ObjectPath
+	err := conn.Object(resolvedName, resolvedPath).CallWithContext(ctx, resolvedInterface+"GetLink", 0, index).Store(&path)
+	if err != nil {
+		return false
+	}
+	var is map[string]dbus.Variant
+	err = conn.Object(resolvedName, path).CallWithContext(ctx, "org.freedesktop.DBus.Properties.GetAll", 0, resolvedName+".Link").Store(&is)
+	if err != nil {
+		return false
+	}
+	var haveDomains []linkDomain
+	var haveServers []linkDNS
+	if is["Domains"].Store(&haveDomains) != nil || is["DNS"].Store(&haveServers) != nil {
+		return false
+	}
+	for setting, want := range map[string]any{"DNSSEC": "no", "DNSOverTLS": "no", "LLMNR": "no", "MulticastDNS": "no", "DefaultRoute": false} {
+		if have, ok := is[setting]; ok && have.Value() != want {
+			return false
+		}
+	}
+	sameServer := func(a, b linkDNS) bool { return a.Family == b.Family && bytes.Equal(a.Address, b.Address) }
+	return slices.Equal(haveDomains, domains) && slices.EqualFunc(haveServers, []linkDNS{server}, sameServer)
 }
 
 func serverOf(a netip.Addr) linkDNS {

@@ -2,10 +2,7 @@ package resolvconf
 
 import (
 	"bufio"
-	"context"
-	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -238,56 +235,61 @@ func TestResolvedComesLater(t *testing.T) {
 	}
 }
 
-// A real systemd-resolved, which whoever runs the test offers: it must be in the
-// network namespace of the test, with a link that it may change.
-func TestRealResolved(t *testing.T) {
-	bus, link := os.Getenv("WEFT_RESOLVED_BUS"), os.Getenv("WEFT_RESOLVED_LINK")
-	if bus == "" || link == "" {
-		t.Skip("no systemd-resolved to test with (WEFT_RESOLVED_BUS and WEFT_RESOLVED_LINK name its bus and a link it may change)")
-	}
-	cfg := config(t)
-	cfg.Bus, cfg.Link, cfg.Index, cfg.Stub = bus, link, 0, nil
-	cfg.write(t, resolvConf, "nameserver 127.0.0.53\n")
-	restore, how, err := Set(t.Context(), cfg)
-	if err != nil || how != ByResolved {
-		t.Fatalf("Set: %s %v", how, err)
-	}
-	domains := func() string { return linkProperty(t, bus, link, "Domains") }
-	if got, want := domains(), `[["internal", true], ["a.9.8.7.6.5.4.3.2.1.d.f.ip6.arpa", true]]`; got != want {
-		t.Errorf("domains %s, want %s", got, want)
-	}
-	if got := linkProperty(t, bus, link, "DNSSEC"); got != `"no"` {
-		t.Errorf("DNSSEC %s", got)
-	}
-	if _, err := restore(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	if got := domains(); got != "[]" && !strings.HasSuffix(got, "[]") {
-		t.Errorf("domains after restore: %s", got)
-	}
+// tellingResolved also says how its link is set.
+type tellingResolved struct {
+	*fakeResolved
+	link map[string]dbus.Variant
 }
 
-func linkProperty(t *testing.T, bus, link, property string) string {
-	t.Helper()
-	conn, err := dbus.Connect(bus)
-	if err != nil {
-		t.Fatal(err)
+func (r *tellingResolved) GetLink(int32) (dbus.ObjectPath, *dbus.Error) {
+	return resolvedPath + "/link/_37", nil
+}
+
+func (r *tellingResolved) GetAll(string) (map[string]dbus.Variant, *dbus.Error) { return r.link, nil }
+
+// What is set already is not set again, every few seconds: that would drop what
+// systemd-resolved has learnt about all other names.
+func TestResolvedIsLeftAlone(t *testing.T) {
+	cfg, r, conn := withResolved(t)
+	server := netip.MustParseAddr("fd12:3456:789a:1::3")
+	settings := func() map[string]dbus.Variant {
+		return map[string]dbus.Variant{
+			"Domains":      dbus.MakeVariant([]linkDomain{{"internal", true}, {"a.9.8.7.6.5.4.3.2.1.d.f.ip6.arpa", true}}),
+			"DNS":          dbus.MakeVariant([]linkDNS{{10, server.AsSlice()}}),
+			"DefaultRoute": dbus.MakeVariant(false), "DNSSEC": dbus.MakeVariant("no"), "LLMNR": dbus.MakeVariant("no"),
+		}
 	}
-	defer conn.Close()
-	ifc, err := net.InterfaceByName(link)
-	if err != nil {
-		t.Fatal(err)
+	for _, tt := range []struct {
+		name   string
+		change func(is map[string]dbus.Variant)
+		again  bool
+	}{
+		{"as it must be", func(map[string]dbus.Variant) {}, false},
+		{"an older version", func(is map[string]dbus.Variant) { delete(is, "DefaultRoute") }, false},
+		{"no domains", func(is map[string]dbus.Variant) { is["Domains"] = dbus.MakeVariant([]linkDomain{}) }, true},
+		{"a domain of another kind", func(is map[string]dbus.Variant) {
+			is["Domains"] = dbus.MakeVariant([]linkDomain{{"internal", false}, {"a.9.8.7.6.5.4.3.2.1.d.f.ip6.arpa", true}})
+		}, true},
+		{"another server", func(is map[string]dbus.Variant) {
+			is["DNS"] = dbus.MakeVariant([]linkDNS{{10, server.Next().AsSlice()}})
+		}, true},
+		{"all names", func(is map[string]dbus.Variant) { is["DefaultRoute"] = dbus.MakeVariant(true) }, true},
+		{"DNSSEC", func(is map[string]dbus.Variant) { is["DNSSEC"] = dbus.MakeVariant("yes") }, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			link := &tellingResolved{r, settings()}
+			tt.change(link.link)
+			for path, name := range map[dbus.ObjectPath]string{resolvedPath: strings.TrimSuffix(resolvedInterface, "."), resolvedPath + "/link/_37": "org.freedesktop.DBus.Properties"} {
+				if err := conn.Export(link, path, name); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if _, how, err := Set(t.Context(), cfg); err != nil || how != ByResolved {
+				t.Fatalf("Set: %s %v", how, err)
+			}
+			if said := r.said(); (len(said) > 0) != tt.again {
+				t.Errorf("it was told %q", said)
+			}
+		})
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), deadline)
-	defer cancel()
-	var path dbus.ObjectPath
-	err = conn.Object(resolvedName, resolvedPath).CallWithContext(ctx, resolvedInterface+"GetLink", 0, int32(ifc.Index)).Store(&path)
-	var v dbus.Variant
-	if err == nil {
-		v, err = conn.Object(resolvedName, path).GetProperty(resolvedName + ".Link." + property)
-	}
-	if err != nil {
-		t.Fatal(errors.Join(errors.New(property), err))
-	}
-	return v.String()
 }
