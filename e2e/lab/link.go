@@ -12,6 +12,7 @@ const (
 	rateQueue    = 100 * time.Millisecond // what may wait for its turn on a capped path
 	rateQueueMin = 32 << 10               // bytes that always may
 	linkQueueMax = 64 << 20               // bytes of buffers on their way on one path
+	reorderBy    = 10 * time.Millisecond  // so much later comes a packet that others overtake
 )
 
 // link is the way from one port to another.
@@ -21,10 +22,10 @@ type link struct {
 	queued   atomic.Int64         // bytes of buffers on their way
 
 	mu   sync.Mutex
-	rand *rand.Rand    // decides loss and jitter
+	rand *rand.Rand    // decides loss, jitter, reordering and duplication
 	free time.Duration // when a capped path has sent what it was given
 
-	frames, packets, bytes, lost, cutOff, full, resolved, failed atomic.Uint64
+	frames, packets, bytes, lost, cutOff, full, resolved, failed, reordered, duplicated atomic.Uint64
 }
 
 // newLink makes a path without delay. Its losses depend on the switch's seed and
@@ -40,8 +41,9 @@ func (l *link) change(edit func(*Path)) error {
 	defer l.mu.Unlock()
 	p := *l.path.Load()
 	edit(&p)
-	if p.Delay < 0 || p.Jitter < 0 || !(p.Loss >= 0 && p.Loss <= 1) || p.Rate < 0 {
-		return fmt.Errorf("path %s to %s: %+v: delay, jitter and rate are at least 0, loss is 0 to 1", l.from.name, l.to.name, p)
+	share := func(x float64) bool { return x >= 0 && x <= 1 } // not NaN
+	if p.Delay < 0 || p.Jitter < 0 || p.Rate < 0 || !share(p.Loss) || !share(p.Reorder) || !share(p.Duplicate) {
+		return fmt.Errorf("path %s to %s: %+v: delay, jitter and rate are at least 0, loss is 0 to 1, and so are reordering and duplication", l.from.name, l.to.name, p)
 	}
 	if p.Rate == 0 {
 		l.free = 0
@@ -55,6 +57,7 @@ func (l *link) counters() Counters {
 		Frames: l.frames.Load(), Packets: l.packets.Load(), Bytes: l.bytes.Load(),
 		Lost: l.lost.Load(), Cut: l.cutOff.Load(), Full: l.full.Load(),
 		Resolved: l.resolved.Load(), Failed: l.failed.Load(),
+		Reordered: l.reordered.Load(), Duplicated: l.duplicated.Load(),
 	}
 }
 
@@ -75,7 +78,7 @@ func (l *link) send(frame, scratch []byte) {
 		l.packets.Add(uint64(n))
 		l.bytes.Add(uint64(bytes))
 		l.deliver(frame)
-	case n > 1 && (p.Loss > 0 || p.Rate > 0 || p.Jitter > 0):
+	case n > 1 && (p.Loss > 0 || p.Rate > 0 || p.Jitter > 0 || p.Reorder > 0 || p.Duplicate > 0):
 		s, _ := parseSegmented(frame)
 		s.segment(frame, scratch, func(packet []byte) { l.shape(p, packet, 1, len(packet)-vnetLen) })
 	default:
@@ -95,6 +98,15 @@ func (l *link) shape(p *Path, frame []byte, n, bytes int) {
 	}
 	l.packets.Add(uint64(n))
 	l.bytes.Add(uint64(bytes))
+	l.carry(frame, due)
+	if l.twice(p) {
+		l.duplicated.Add(uint64(n))
+		l.carry(frame, due)
+	}
+}
+
+// carry delivers a frame when it is due.
+func (l *link) carry(frame []byte, due time.Duration) {
 	if due <= l.from.s.now() {
 		l.deliver(frame)
 		return
@@ -124,7 +136,21 @@ func (l *link) schedule(p *Path, bytes int) (due time.Duration, lost *atomic.Uin
 	if p.Jitter > 0 {
 		due += time.Duration(l.rand.Int64N(int64(p.Jitter) + 1))
 	}
+	if p.Reorder > 0 && l.rand.Float64() < p.Reorder {
+		l.reordered.Add(1)
+		due += reorderBy
+	}
 	return due, nil
+}
+
+// twice decides whether a packet is delivered a second time.
+func (l *link) twice(p *Path) bool {
+	if p.Duplicate == 0 {
+		return false
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.rand.Float64() < p.Duplicate
 }
 
 // sending is how long a capped path takes to send so many bytes.

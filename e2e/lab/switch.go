@@ -38,6 +38,9 @@ type Path struct {
 	Loss   float64       // share of packets that get lost, 0 to 1
 	Rate   int64         // bits per second; 0: no cap. Its queue holds 100 ms, at least 32 kB
 	Cut    bool          // nothing passes
+
+	Reorder   float64 // share of packets that come 10 ms later, so that others overtake them, 0 to 1
+	Duplicate float64 // share of packets that come twice, 0 to 1
 }
 
 // Counters count the packets from one host to another.
@@ -46,6 +49,8 @@ type Counters struct {
 	Frames           uint64 // that went in: one may hold many packets of a flow
 	Lost, Cut, Full  uint64 // packets dropped by Path.Loss, by a cut, by a full queue
 	Resolved, Failed uint64 // address resolution frames; frames that the receiver's kernel refused
+
+	Reordered, Duplicated uint64 // packets held back by Path.Reorder; packets, of those above, delivered a second time
 }
 
 func newSwitch(seed uint64) *Switch {
@@ -258,6 +263,16 @@ func (s *Switch) SetJitter(a, b string, most time.Duration) error {
 // SetLoss sets the share of packets that get lost, in each direction.
 func (s *Switch) SetLoss(a, b string, share float64) error {
 	return s.change(a, b, true, func(p *Path) { p.Loss = share })
+}
+
+// SetReorder sets the share of packets that others overtake, in each direction.
+func (s *Switch) SetReorder(a, b string, share float64) error {
+	return s.change(a, b, true, func(p *Path) { p.Reorder = share })
+}
+
+// SetDuplicate sets the share of packets that come twice, in each direction.
+func (s *Switch) SetDuplicate(a, b string, share float64) error {
+	return s.change(a, b, true, func(p *Path) { p.Duplicate = share })
 }
 
 // SetRate caps each direction at bits per second, 0 for no cap.
