@@ -85,9 +85,9 @@ func (z *Zone) Answer(f Facts, q Query, rnd *rand.Rand) Answer {
 
 // basis is what an answer rests on, besides zone, facts, name and type.
 type basis struct {
-	org   *org // of the asker; nil: refused
-	app   *app // whose names these are; nil: of none
-	own   bool // the asker is a machine of that app
+	app   *app // whose machines these are; nil: of none
+	under *app // that the name is under, so that nothing else of the org counts; nil: of none
+	own   bool // the asker is a machine of app
 	drawn bool // chance had a part in it
 }
 
@@ -105,7 +105,7 @@ func (z *Zone) answerSeen(f Facts, q Query, labels []string, rnd *rand.Rand, see
 	if q.Type == TypeAXFR || q.Type == TypeIXFR {
 		return Answer{Rcode: Refused}, basis{}
 	}
-	v := view{org: o, facts: f, asker: o.byAddr[q.Source], regions: z.regions, rnd: rnd}
+	v := view{org: o, zone: z, facts: f, asker: o.machineAt(q.Source), rnd: rnd}
 	if z.strangers {
 		v.asker = nil
 	}
@@ -118,7 +118,7 @@ func (z *Zone) answerSeen(f Facts, q Query, labels []string, rnd *rand.Rand, see
 	default:
 		found.kind = forwarded
 	}
-	b := basis{org: o, app: found.selection.app}
+	b := basis{app: found.selection.app, under: found.under}
 	b.own = b.app != nil && v.asker != nil && v.asker.app == b.app.name
 	v.drawn, v.seen = &b.drawn, seen
 	return v.answer(found, q.Type, zone), b
@@ -149,17 +149,18 @@ type thing struct {
 	text      func() string
 	target    string
 	own       *own
+	under     *app // see basis
 }
 
 // view is what one query sees.
 type view struct {
 	*org
-	facts   Facts
-	asker   *machine // nil if the source is no machine
-	regions map[string]bool
-	rnd     *rand.Rand
-	drawn   *bool                              // set when chance decides
-	seen    func(view, selection, []candidate) // told what was chosen; may be nil
+	zone  *Zone
+	facts Facts
+	asker *instance // nil if the source is no machine
+	rnd   *rand.Rand
+	drawn *bool                              // set when chance decides
+	seen  func(view, selection, []candidate) // told what was chosen; may be nil
 }
 
 func (v view) answer(t thing, qtype uint16, zone string) Answer {
@@ -219,10 +220,14 @@ func (v view) under(labels []string, aliases int) thing {
 	case "_api", "_apps", "_peer", "_instances":
 		return v.special(first, rest)
 	case "host":
-		return oneOf(v.hosts, rest)
+		return oneOf(v.hostAddr, rest)
 	}
-	if a := v.apps[first]; a != nil {
-		return v.underApp(a, rest)
+	if a, ok := v.apps.get(first); ok {
+		t := v.underApp(a, rest)
+		if aliases == 0 {
+			t.under = a
+		}
+		return t
 	}
 	if t, ok := v.owned(labels, aliases); ok {
 		return t
@@ -237,7 +242,7 @@ func (v view) under(labels []string, aliases int) thing {
 func (v view) special(first string, rest []string) thing {
 	switch {
 	case first == "_peer" && len(rest) > 0:
-		return oneOf(v.clients, rest)
+		return oneOf(v.clientAddr, rest)
 	case first == "_peer":
 		return thing{kind: text, text: v.clientText}
 	case first == "_instances" && len(rest) == 1 && rest[0] == "all":
@@ -254,13 +259,15 @@ func (v view) special(first string, rest []string) thing {
 	return thing{kind: empty}
 }
 
-// oneOf finds a name that is a key of m, right under the name that m stands for.
-func oneOf(m map[string]netip.Addr, labels []string) thing {
-	if len(labels) == 0 {
+// oneOf finds a name that is known to find, right under the name that it is for.
+func oneOf(find func(name string) (netip.Addr, bool), labels []string) thing {
+	switch len(labels) {
+	case 0:
 		return thing{kind: empty}
-	}
-	if addr, ok := m[labels[0]]; ok && len(labels) == 1 {
-		return thing{kind: address, addr: addr}
+	case 1:
+		if addr, ok := find(labels[0]); ok {
+			return thing{kind: address, addr: addr}
+		}
 	}
 	return thing{}
 }

@@ -38,7 +38,8 @@ func TestCache(t *testing.T) {
 		{"no such record", "", soa, 0, 59, 1, ""},
 		{"an alias to nothing", "x.example. 300 IN CNAME y.example.", soa, 0, 61, 2, "x.example. 300 IN CNAME y.example."},
 		{"nothing, and not for how long", "", "", 0, 0, 2, ""},
-		{"failure", "", "", dns.RcodeServerFailure, 0, 2, ""},
+		{"failure", "", "", dns.RcodeServerFailure, 0, 1, ""},
+		{"failure, a second ago", "", "", dns.RcodeServerFailure, 1, 2, ""},
 	}
 	for _, r := range rows {
 		t.Run(r.name, func(t *testing.T) {
@@ -90,7 +91,7 @@ func TestCacheKeepsQuestionsApart(t *testing.T) {
 }
 
 // Upstreams that fail do not take away what was known: it is given at once, for half
-// a minute, and asked for again and again until they are back.
+// a minute, and asked for again, not at once and ever less often, until they are back.
 func TestStaleAnswers(t *testing.T) {
 	t.Parallel()
 	var mode atomic.Pointer[func(*dns.Msg, bool) *dns.Msg]
@@ -114,33 +115,42 @@ func TestStaleAnswers(t *testing.T) {
 	set(code(dns.RcodeServerFailure))
 	check("refused", "x.example. 30 IN A 192.0.2.1")
 	set(silence)
+	c.seconds.Store(63) // the failure is forgotten
 	if took := check("silent", "x.example. 30 IN A 192.0.2.1"); took >= 2*time.Second {
 		t.Errorf("waited %s although there was an answer", took)
 	}
 	f.settle()
 	before := u.queries.Load()
+	if took := check("remembered", "x.example. 30 IN A 192.0.2.1"); took >= stalePatience {
+		t.Errorf("remembered: waited %s", took)
+	}
+	if f.settle(); u.queries.Load() != before {
+		t.Errorf("remembered: %d queries", u.queries.Load()-before)
+	}
+	c.seconds.Store(66)
 	if took := check("known to be silent", "x.example. 30 IN A 192.0.2.1"); took >= stalePatience {
 		t.Errorf("known to be silent: waited %s", took)
 	}
 	waitFor(t, "another question", func() bool { return u.queries.Load() > before })
 	f.settle()
 	set(says(t, "x.example. 60 IN A 192.0.2.2"))
+	c.seconds.Store(71)
 	ask(t, s, "x.example.", "A", w1, Role{}, false) // the old answer, or the new one if that is quicker
 	f.settle()
 	check("back", "x.example. 60 IN A 192.0.2.2")
 
 	set(silence)
-	c.seconds.Store(61 + 60 + int64(staleFor/time.Second) + 1)
+	c.seconds.Store(71 + 60 + int64(staleFor/time.Second) + 1)
 	if m := ask(t, s, "x.example.", "A", w1, Role{}, false); m.Rcode != dns.RcodeServerFailure {
 		t.Errorf("a day later: %v", m)
 	}
 	st := f.Stats()
-	if st.Stale < 3 || st.Hits != 1 || st.Stale+st.Misses != 5 || st.Failed != 1 {
+	if st.Stale < 4 || st.Hits != 1 || st.Stale+st.Misses != 6 || st.Failed != 1 || st.Remembered != 1 {
 		t.Errorf("%+v", st)
 	}
 }
 
-// Answers by a rule follow the moment: they are not kept.
+// Answers of the mesh's own servers follow the moment: they are not kept.
 func TestRulesAreNotCached(t *testing.T) {
 	u := startUpstream(t, says(t, "web.internal. 5 IN AAAA "+w1))
 	s := forwarding(t, ForwarderConfig{Rules: map[string][]netip.AddrPort{"corp.": {u.at}}})

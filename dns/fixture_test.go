@@ -89,8 +89,9 @@ func with(change func(*Data)) Data {
 }
 
 // server returns a server over fixed data; nothing is random but what seed says.
-func testServer(d Data, f Facts) *Server {
-	z := NewZone(d)
+func testServer(d Data, f Facts) *Server { return zoneServer(NewZone(d), f) }
+
+func zoneServer(z *Zone, f Facts) *Server {
 	s := NewServer(Config{Zone: func() *Zone { return z }, Facts: func() Facts { return f }})
 	s.rnd = rand.New(rand.NewPCG(1, 2))
 	return s

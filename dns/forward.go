@@ -2,6 +2,7 @@ package dns
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -25,8 +26,12 @@ type ForwarderConfig struct {
 	// Upstreams returns the resolvers for all names without a rule, in the order
 	// in which to ask them; see Upstreams, the function. It is called for each query.
 	Upstreams func() []netip.AddrPort
-	// Rules send a domain and everything below it to servers of its own. The
-	// longest domain that matches by whole labels counts.
+	// Domains sends a domain and everything below it to servers of its own, which are
+	// otherwise like Upstreams. The longest domain that matches by whole labels counts,
+	// also among Rules.
+	Domains map[string][]netip.AddrPort
+	// Rules are like Domains, for servers of the mesh: their answers may point into it,
+	// and are not kept, because they follow the moment.
 	Rules map[string][]netip.AddrPort
 	// Mesh is the mesh's prefix. Its addresses are dropped from what Upstreams
 	// answer, or any name on the internet could point into it (DNS rebinding), and
@@ -47,8 +52,8 @@ type ForwarderConfig struct {
 
 // Forwarder passes queries on to other resolvers, and keeps what they answered:
 // fresh for as long as the answer says, and for a day more to fall back on when
-// they do not answer. Answers by a rule are not kept: such a server is authoritative
-// and near, or another part of the mesh whose answers follow the moment.
+// they do not answer. That a server could not answer a question is kept as well, for
+// seconds (RFC 9520).
 type Forwarder struct {
 	cfg     ForwarderConfig
 	rules   []*route // longest domain first
@@ -60,40 +65,43 @@ type Forwarder struct {
 	nonce   []byte
 	looped  atomic.Bool // told already
 
+	failures *failures
+
 	lower sync.Map // netip.AddrPort: upstreams that do not give a question's case back
 
-	hits, stale, misses, failed atomic.Uint64
+	hits, stale, misses, failed, remembered, upstreamErrors atomic.Uint64
 }
 
 // ForwardStats counts forwarded questions since the start.
 type ForwardStats struct {
-	Hits    uint64 // answered from the cache
-	Stale   uint64 // answered from the cache although the answer's time was over
-	Misses  uint64 // answered by an upstream
-	Failed  uint64 // not answered
-	Entries int    // in the cache now
+	Hits       uint64 // answered from the cache
+	Stale      uint64 // answered from the cache although the answer's time was over
+	Misses     uint64 // answered by an upstream
+	Failed     uint64 // not answered
+	Remembered uint64 // of Stale and Failed: nobody was asked, all had just failed
+	Errors     uint64 // an upstream did not answer, or with an error
+	Entries    int    // in the cache now
 }
 
 // Stats returns the counters.
 func (f *Forwarder) Stats() ForwardStats {
-	return ForwardStats{Hits: f.hits.Load(), Stale: f.stale.Load(), Misses: f.misses.Load(), Failed: f.failed.Load(), Entries: f.cache.entries.Len()}
+	return ForwardStats{
+		Hits: f.hits.Load(), Stale: f.stale.Load(), Misses: f.misses.Load(), Failed: f.failed.Load(),
+		Remembered: f.remembered.Load(), Errors: f.upstreamErrors.Load(), Entries: f.cache.entries.Len(),
+	}
 }
 
 // route is one set of servers.
 type route struct {
 	labels  []string // of the domain
 	servers func() []netip.AddrPort
-	trusted bool // a rule: may answer with mesh addresses
+	trusted bool // the mesh's own: may answer with mesh addresses, and is not kept
 	good    atomic.Pointer[netip.AddrPort]
 	down    atomic.Bool // the last question had no answer
 }
 
 const (
 	defaultForwardTimeout = 3 * time.Second
-	// hedge is how long one upstream is waited for before the next is asked as well.
-	hedge = 500 * time.Millisecond
-	// rounds is how often each upstream is asked: a datagram can get lost.
-	rounds = 2
 	// loopOption marks our own queries to resolvers near us (RFC 6891: 65001 to 65534
 	// are for local use).
 	loopOption = 65353
@@ -125,6 +133,9 @@ func NewForwarder(cfg ForwarderConfig) (*Forwarder, error) {
 	if f.cache, err = newCache(cacheEntries, cfg.now); err != nil {
 		return nil, err
 	}
+	if f.failures, err = newFailures(failureEntries, cfg.now); err != nil {
+		return nil, err
+	}
 	for _, domain := range cfg.Rebind {
 		labels, ok := splitName(domain)
 		if !ok {
@@ -136,15 +147,47 @@ func NewForwarder(cfg ForwarderConfig) (*Forwarder, error) {
 		f.nonce[i] = byte(rand.Uint32())
 	}
 	for domain, servers := range cfg.Rules {
-		labels, ok := splitName(domain)
-		if !ok {
-			return nil, fmt.Errorf("forwarding rule %q: not a domain name", domain)
+		if err := f.addRule(domain, servers, true); err != nil {
+			return nil, err
 		}
-		servers = slices.Clone(servers)
-		f.rules = append(f.rules, &route{labels: labels, servers: func() []netip.AddrPort { return servers }, trusted: true})
 	}
-	slices.SortFunc(f.rules, func(a, b *route) int { return len(b.labels) - len(a.labels) })
+	for domain, servers := range cfg.Domains {
+		if err := f.addRule(domain, servers, false); err != nil {
+			return nil, err
+		}
+	}
+	slices.SortStableFunc(f.rules, func(a, b *route) int { return len(b.labels) - len(a.labels) })
 	return f, nil
+}
+
+// addRule adds a route for a domain.
+func (f *Forwarder) addRule(domain string, servers []netip.AddrPort, trusted bool) error {
+	labels, ok := splitName(domain)
+	switch {
+	case !ok:
+		return fmt.Errorf("forwarding rule %q: not a domain name", domain)
+	case !trusted && len(labels) == 0:
+		return fmt.Errorf("forwarding rule %q: all names are the upstream resolvers'", domain)
+	case !trusted && ours(labels):
+		return fmt.Errorf("forwarding rule %q: these names are the mesh's", domain)
+	}
+	servers = slices.Clone(servers)
+	f.rules = append(f.rules, &route{labels: labels, servers: func() []netip.AddrPort { return servers }, trusted: trusted})
+	return nil
+}
+
+// ours reports whether a name lies in the mesh's part of internal.
+func ours(labels []string) bool {
+	return hasSuffix(labels, "internal") && !foreign(labels[:len(labels)-1])
+}
+
+// failureMost is how long a failure of a route's servers is remembered at most. The
+// mesh's own come back within moments: the next gateway takes over.
+func (r *route) failureMost() time.Duration {
+	if r.trusted {
+		return failureFirst
+	}
+	return failureMost
 }
 
 // route returns who is to be asked for a name; nil: nobody may be.
@@ -154,7 +197,7 @@ func (f *Forwarder) route(labels []string) *route {
 			return r
 		}
 	}
-	if hasSuffix(labels, "internal") && !foreign(labels[:len(labels)-1]) {
+	if ours(labels) {
 		return nil
 	}
 	if hasSuffix(labels, reverseSuffix...) && f.cfg.Mesh.IsValid() {
@@ -166,6 +209,19 @@ func (f *Forwarder) route(labels []string) *route {
 		}
 	}
 	return f.rest
+}
+
+// Servers returns who would be asked for a name, in order; none: nobody.
+func (f *Forwarder) Servers(name string) []netip.AddrPort {
+	labels, ok := splitName(name)
+	if !ok {
+		return nil
+	}
+	to := f.route(labels)
+	if to == nil {
+		return nil
+	}
+	return f.usable(to)
 }
 
 // usable returns a route's servers: not ourselves, nobody in the mesh (unless a
@@ -219,7 +275,11 @@ func (f *Forwarder) forward(ctx context.Context, r *request) *dns.Msg {
 	answered := f.flights.DoChan(key, func() (any, error) {
 		ctx, cancel := context.WithTimeout(ctx, f.cfg.Timeout)
 		defer cancel()
-		m, err := f.ask(ctx, to, q, do, r.msg.CheckingDisabled)
+		m, err := f.ask(ctx, to, upstreamQuery{Question: q, do: do, cd: r.msg.CheckingDisabled, key: key})
+		if errors.Is(err, errRemembered) {
+			f.remembered.Add(1)
+			return nil, err
+		}
 		if to.down.Store(err != nil); err == nil && !to.trusted {
 			f.cache.put(key, m)
 		}
@@ -276,33 +336,6 @@ func (f *Forwarder) wait(r *request, up <-chan *dns.Msg, kept *dns.Msg, down boo
 // that they were asked with.
 func (f *Forwarder) settle() { f.asking.wait() }
 
-// pending counts what goes on. Unlike a sync.WaitGroup's, its wait may run while
-// more is added.
-type pending struct {
-	mu   sync.Mutex // guards what follows
-	n    int
-	none *sync.Cond // made by the first wait
-}
-
-func (p *pending) add(n int) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.n += n; p.n == 0 && p.none != nil {
-		p.none.Broadcast()
-	}
-}
-
-func (p *pending) wait() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.none == nil {
-		p.none = sync.NewCond(&p.mu)
-	}
-	for p.n > 0 {
-		p.none.Wait()
-	}
-}
-
 // pass makes the asker's answer of an upstream's, which is shared and only read.
 func (r *request) pass(up *dns.Msg) *dns.Msg {
 	m := r.reply(Rcode(up.Rcode), true)
@@ -325,133 +358,4 @@ func (f *Forwarder) cameBack(r *request) bool {
 		}
 	}
 	return false
-}
-
-// ask asks a route's servers, each a little after the one before it or as soon as
-// that one has failed, and returns the first answer that settles the question.
-func (f *Forwarder) ask(ctx context.Context, to *route, q dns.Question, do, cd bool) (*dns.Msg, error) {
-	servers := f.usable(to)
-	if len(servers) == 0 {
-		return nil, fmt.Errorf("forward %s: no upstream resolver", q.Name)
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	type result struct {
-		server netip.AddrPort
-		msg    *dns.Msg
-		err    error
-	}
-	results := make(chan result, rounds*len(servers))
-	started, pending := 0, 0
-	start := func() {
-		server := servers[started%len(servers)]
-		started, pending = started+1, pending+1
-		go func() {
-			r := result{server: server, err: fmt.Errorf("ask %s: the answer could not be handled", server)}
-			defer func() {
-				if p := recover(); p != nil { // one answer must not end the process
-					f.cfg.Log.Error("handling an upstream's answer panicked", "addr", server, "err", fmt.Sprint(p))
-				}
-				results <- r
-			}()
-			r.msg, r.err = f.exchange(ctx, server, q, do, cd)
-		}()
-	}
-	defer func() { // whoever is still asking ends with ctx
-		cancel()
-		for ; pending > 0; pending-- {
-			<-results
-		}
-	}()
-	next := time.NewTicker(hedge)
-	defer next.Stop()
-	var second *dns.Msg // an error that a server did answer
-	err := fmt.Errorf("forward %s: no answer", q.Name)
-	for start(); pending > 0; {
-		select {
-		case <-next.C:
-			if started < rounds*len(servers) {
-				start()
-			}
-		case r := <-results:
-			pending--
-			if r.err == nil {
-				r.err = f.clean(r.msg, to.trusted)
-			}
-			if r.err == nil && (r.msg.Rcode == dns.RcodeSuccess || r.msg.Rcode == dns.RcodeNameError) {
-				to.good.Store(&r.server)
-				return r.msg, nil
-			}
-			if r.err == nil {
-				second = r.msg
-			} else {
-				err = r.err
-			}
-			if started < len(servers) {
-				start() // the others at once; again only after a pause
-			}
-		}
-	}
-	if second != nil {
-		return second, nil
-	}
-	return nil, err
-}
-
-// clean takes out of an upstream's answer what must not be passed on. An answer that
-// could be read but cannot be written so that it can be read again is an error:
-// it was made to upset somebody.
-func (f *Forwarder) clean(m *dns.Msg, trusted bool) error {
-	clean := func(rrs []dns.RR) []dns.RR {
-		return slices.DeleteFunc(rrs, func(rr dns.RR) bool {
-			if rr.Header().Rrtype == dns.TypeOPT || !trusted && f.pointsIntoMesh(rr) {
-				return true
-			}
-			if ttl := rr.Header().Ttl; ttl > 1<<31-1 {
-				rr.Header().Ttl = 0 // RFC 2181 section 8
-			} else {
-				rr.Header().Ttl = min(ttl, maxForwardTTL)
-			}
-			return false
-		})
-	}
-	m.Answer, m.Ns, m.Extra = clean(m.Answer), clean(m.Ns), clean(m.Extra)
-	m.Rcode &= 15 // the rest was the OPT record's
-	packet, err := m.Pack()
-	if err == nil {
-		err = new(dns.Msg).Unpack(packet)
-	}
-	if err != nil {
-		return fmt.Errorf("malformed answer: %w", err)
-	}
-	return nil
-}
-
-func (f *Forwarder) pointsIntoMesh(rr dns.RR) bool {
-	if !f.cfg.Mesh.IsValid() || f.mayRebind(rr.Header().Name) {
-		return false
-	}
-	in := func(ip net.IP) bool {
-		a, ok := netip.AddrFromSlice(ip)
-		return ok && f.cfg.Mesh.Contains(a)
-	}
-	hints := func(values []dns.SVCBKeyValue) bool {
-		return slices.ContainsFunc(values, func(v dns.SVCBKeyValue) bool {
-			h, ok := v.(*dns.SVCBIPv6Hint)
-			return ok && slices.ContainsFunc(h.Hint, in)
-		})
-	}
-	switch rr := rr.(type) {
-	case *dns.AAAA:
-		return in(rr.AAAA)
-	case *dns.HTTPS:
-		return hints(rr.Value)
-	case *dns.SVCB:
-		return hints(rr.Value)
-	}
-	return false
-}
-
-func (f *Forwarder) mayRebind(name string) bool {
-	labels, ok := splitName(name)
-	return ok && slices.ContainsFunc(f.rebind, func(domain []string) bool { return hasSuffix(labels, domain...) })
 }

@@ -124,36 +124,6 @@ func TestForward(t *testing.T) {
 	}
 }
 
-// Random ids, and ports of their own, each time.
-func TestForwardedQueriesCannotBeGuessed(t *testing.T) {
-	var mu sync.Mutex
-	ports := map[string]bool{}
-	u := startUpstream(t, says(t, ""))
-	dial := func(ctx context.Context, network string, to netip.AddrPort) (net.Conn, error) {
-		c, err := direct(ctx, network, to)
-		if err == nil {
-			mu.Lock()
-			ports[c.LocalAddr().String()] = true
-			mu.Unlock()
-		}
-		return c, err
-	}
-	s := forwarding(t, ForwarderConfig{Dial: dial}, u.at)
-	idsSeen := map[uint16]bool{}
-	const n = 40
-	for i := range n {
-		ask(t, s, fmt.Sprintf("n%d.example.", i), "A", w1, Role{}, false)
-	}
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	for _, q := range u.seen {
-		idsSeen[q.Id] = true
-	}
-	if len(idsSeen) < n-3 || len(ports) < n-10 {
-		t.Errorf("%d ids, %d ports in %d queries", len(idsSeen), len(ports), n)
-	}
-}
-
 func TestForwardOverTCPWhenTruncated(t *testing.T) {
 	u := startUpstream(t, func(q *dns.Msg, stream bool) *dns.Msg {
 		m := says(t, "big.example. 1 IN A 192.0.2.1")(q, stream)

@@ -198,7 +198,7 @@ func TestBadRecordsAreSkipped(t *testing.T) {
 		}
 		o.Machines = append(o.Machines,
 			up("w1", "web", "fd12:3456:789a:1:100:1:9:2"),    // an id twice
-			up("dup", "web", w2),                             // an address twice
+			up("z-dup", "web", w2),                           // an address twice
 			up("alien", "web", "fd12:3456:789a:2::9"),        // another org's address
 			up("Bad_Id", "web", "fd12:3456:789a:1::a1"),      // no label
 			up("a,b", "web", "fd12:3456:789a:1::a2"),         // would break the texts

@@ -191,6 +191,9 @@ func TestZoneAgreesWithModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		d, f := drawData(t)
 		z := NewZone(d)
+		if rapid.Bool().Draw(t, "in pieces") {
+			z = inPieces(t, d)
+		}
 		o := d.Orgs[0]
 		asker := "fd12:3456:789a:1:100:1:ff:2"
 		if len(o.Machines) > 0 && rapid.Bool().Draw(t, "machine asks") {
@@ -224,6 +227,9 @@ func TestNoOrgSeesAnother(t *testing.T) {
 		alone := d
 		alone.Orgs = d.Orgs[:1]
 		a, b := testServer(d, f), testServer(alone, f)
+		if rapid.Bool().Draw(t, "in pieces") {
+			a, b = zoneServer(inPieces(t, d), f), zoneServer(inPieces(t, alone), f)
+		}
 		seed := rapid.Uint64().Draw(t, "seed")
 		a.rnd, b.rnd = rand.New(rand.NewPCG(seed, 0)), rand.New(rand.NewPCG(seed, 0))
 		source := netip.MustParseAddr("fd12:3456:789a:1:100:1:ff:2")

@@ -13,6 +13,9 @@ type Fact struct {
 	// RTT is the round trip through the tunnel, already smoothed and settled (see
 	// Settle). 0: not measured.
 	RTT time.Duration
+	// Estimate is the round trip that the hosts' network coordinates suggest, for a
+	// host that is not measured. 0: there is none, and geography decides.
+	Estimate time.Duration
 	// Suspect: own probes fail. Its machines are left out of AAAA answers while
 	// others are left, except of answers about an app to that app's own machines.
 	Suspect bool
@@ -26,21 +29,40 @@ type Fact struct {
 type Facts map[string]Fact
 
 // Settle returns facts that differ from f only where now really does: a round
-// trip is replaced when it has moved by more than an eighth and by more than 1 ms.
-// Everything else is taken from now. The near set is a threshold over round trips;
-// fed with settled facts, its membership does not flap with their jitter. So this
-// is where its hysteresis lives: Answer itself remembers nothing.
+// trip, or an estimate of one, is replaced when it has moved by more than an eighth
+// and by more than 1 ms. Everything else is taken from now. The near set is a
+// threshold over round trips; fed with settled facts, its membership does not flap
+// with their jitter. So this is where its hysteresis lives: Answer itself remembers
+// nothing.
 func (f Facts) Settle(now Facts) Facts {
 	settled := make(Facts, len(now))
 	for name, n := range now {
-		if was := f[name].RTT; was > 0 && n.RTT > 0 {
-			if moved := (n.RTT - was).Abs(); moved <= max(was/8, time.Millisecond) {
-				n.RTT = was
-			}
-		}
+		was := f[name]
+		n.RTT, n.Estimate = settle(was.RTT, n.RTT), settle(was.Estimate, n.Estimate)
 		settled[name] = n
 	}
 	return settled
+}
+
+func settle(was, now time.Duration) time.Duration {
+	if was > 0 && now > 0 && (now-was).Abs() <= max(was/8, time.Millisecond) {
+		return was
+	}
+	return now
+}
+
+// distance is how far a host is that geography places at estimate, and what that
+// rests on.
+func (f Fact) distance(estimate time.Duration) (time.Duration, Basis) {
+	switch {
+	case f.RTT > 0:
+		return min(f.RTT, unknownDistance), Measured
+	case f.Estimate > 0:
+		return min(f.Estimate, unknownDistance), Coordinates
+	case estimate < unknownDistance:
+		return estimate, Geography
+	}
+	return unknownDistance, Unknown
 }
 
 // Distances, as round-trip times.
@@ -107,10 +129,8 @@ func candidateOf(f Facts, m *machine) candidate {
 	c := candidate{machine: m}
 	if !m.host.self {
 		fact := f[m.host.name]
-		c.distance, c.suspect, c.dead = min(fact.RTT, unknownDistance), fact.Suspect, fact.Dead
-		if c.distance <= 0 {
-			c.distance = m.host.estimate
-		}
+		c.distance, _ = fact.distance(m.host.estimate)
+		c.suspect, c.dead = fact.Suspect, fact.Dead
 	}
 	return c
 }

@@ -19,7 +19,7 @@ const ms = time.Millisecond
 func set(distances ...time.Duration) []candidate {
 	var cs []candidate
 	for i, d := range distances {
-		cs = append(cs, candidate{machine: &machine{id: string(rune('a' + i))}, distance: d})
+		cs = append(cs, candidate{machine: &machine{instance: &instance{id: string(rune('a' + i))}}, distance: d})
 	}
 	return cs
 }
@@ -123,6 +123,42 @@ func TestUnmeasuredHosts(t *testing.T) {
 		global.web.internal. 5 IN AAAA ` + w1}.check(t, testServer(lost, fixtureFacts()))
 }
 
+// What a distance rests on: a measurement before an estimate before the map.
+func TestDistance(t *testing.T) {
+	for _, tt := range []struct {
+		fact     Fact
+		estimate time.Duration // by geography
+		want     time.Duration
+		basis    Basis
+	}{
+		{Fact{RTT: 3 * ms, Estimate: 50 * ms}, 90 * ms, 3 * ms, Measured},
+		{Fact{Estimate: 50 * ms}, 90 * ms, 50 * ms, Coordinates},
+		{Fact{}, 90 * ms, 90 * ms, Geography},
+		{Fact{}, unknownDistance, unknownDistance, Unknown},
+		{Fact{Estimate: 50 * ms}, unknownDistance, 50 * ms, Coordinates},
+		{Fact{RTT: -1, Estimate: -1}, unknownDistance, unknownDistance, Unknown},
+		{Fact{RTT: math.MaxInt64}, ms, unknownDistance, Measured},
+		{Fact{Estimate: math.MaxInt64}, ms, unknownDistance, Coordinates},
+	} {
+		if got, basis := tt.fact.distance(tt.estimate); got != tt.want || basis != tt.basis {
+			t.Errorf("%+v, geography %s: %s by %s, want %s by %s", tt.fact, tt.estimate, got, basis, tt.want, tt.basis)
+		}
+	}
+}
+
+// Coordinates decide where nothing is measured, whatever the map says: Tokyo is
+// nearer than Amsterdam here.
+func TestEstimatesAreBeforeGeography(t *testing.T) {
+	s := testServer(fixture(), Facts{"ams-1": {Estimate: 90 * ms}, "nrt-1": {Estimate: 12 * ms}})
+	row{ask: "global.web.internal. AAAA", from: d1, want: `
+		global.web.internal. 5 IN AAAA ` + w1 + `
+		global.web.internal. 5 IN AAAA ` + w3 + `
+		global.web.internal. 5 IN AAAA ` + w2}.check(t, s)
+	without := with(func(d *Data) { d.Orgs[0].Machines[0].Started = false })
+	row{ask: "web.internal. AAAA", from: d1, want: "web.internal. 5 IN AAAA " + w3}.
+		check(t, testServer(without, Facts{"ams-1": {RTT: 90 * ms}, "nrt-1": {Estimate: 12 * ms}}))
+}
+
 func TestBadPlacesAndRoundTrips(t *testing.T) {
 	d := with(func(d *Data) { d.Regions[1].Place = &Place{math.NaN(), 400} })
 	row{ask: "web.internal. AAAA", from: d1, want: "web.internal. 5 IN AAAA " + w1}.
@@ -130,16 +166,23 @@ func TestBadPlacesAndRoundTrips(t *testing.T) {
 }
 
 func TestSettle(t *testing.T) {
-	was := Facts{"a": {RTT: 8 * ms}, "b": {RTT: 240 * ms}, "c": {RTT: 100 * ms}, "gone": {RTT: ms}, "e": {RTT: 5 * ms}}
+	was := Facts{
+		"a": {RTT: 8 * ms}, "b": {RTT: 240 * ms}, "c": {RTT: 100 * ms}, "gone": {RTT: ms}, "e": {RTT: 5 * ms},
+		"f": {Estimate: 40 * ms}, "g": {Estimate: 40 * ms}, "h": {Estimate: 40 * ms},
+	}
 	now := Facts{
 		"a": {RTT: 9 * ms},                  // jitter
 		"b": {RTT: 265 * ms, Suspect: true}, // jitter, but suspect at once
 		"c": {RTT: 85 * ms},                 // nearer by more than an eighth
 		"d": {RTT: 3 * ms},                  // new
 		"e": {},                             // not measured any more
+		"f": {Estimate: 44 * ms},            // the coordinate moves a little
+		"g": {Estimate: 46 * ms},            // and farther
+		"h": {RTT: 41 * ms},                 // measured at last: no estimate is kept
 	}
 	want := Facts{
 		"a": {RTT: 8 * ms}, "b": {RTT: 240 * ms, Suspect: true}, "c": {RTT: 85 * ms}, "d": {RTT: 3 * ms}, "e": {},
+		"f": {Estimate: 40 * ms}, "g": {Estimate: 46 * ms}, "h": {RTT: 41 * ms},
 	}
 	if diff := cmp.Diff(want, was.Settle(now)); diff != "" {
 		t.Errorf("Settle (-want +got):\n%s", diff)
@@ -172,7 +215,7 @@ func TestNearSetProperty(t *testing.T) {
 		distances := rapid.SliceOfN(rapid.Map(rapid.Int64Range(0, int64(300*ms)), func(n int64) time.Duration { return time.Duration(n) }), 1, 30).Draw(t, "distances")
 		cs := make([]candidate, len(distances))
 		for i, d := range distances {
-			cs[i] = candidate{machine: &machine{id: fmt.Sprint(i)}, distance: d}
+			cs[i] = candidate{machine: &machine{instance: &instance{id: fmt.Sprint(i)}}, distance: d}
 		}
 		nearest := slices.Min(distances)
 		want := map[string]bool{}

@@ -2,12 +2,15 @@ package dns
 
 import (
 	"cmp"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/miekg/dns"
 )
 
 // Asked is one query that was answered, for a log of queries.
@@ -61,7 +64,9 @@ type NameCount struct {
 }
 
 const (
-	// topSample: one query of so many is looked at.
+	// topExact: so many queries of each second are looked at, by each loop; of those
+	// beyond, one in topSample.
+	topExact  = 100
 	topSample = 64
 	// topKept is how many names are kept; a name that is asked oftener than one
 	// query in so many is among them.
@@ -76,7 +81,8 @@ type topNames struct {
 	counts map[string]uint64
 }
 
-func (t *topNames) add(name string) {
+// add counts a query that stands for weight ones.
+func (t *topNames) add(name string, weight uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.counts == nil {
@@ -92,17 +98,18 @@ func (t *topNames) add(name string) {
 		}
 		delete(t.counts, least)
 	}
-	t.counts[name] = n + 1
+	t.counts[name] = n + weight
 }
 
 // TopNames returns the names that were asked most since the start, most first, with
-// counts that are estimates: from a sample, and never too low by more than it.
+// counts that are estimates: a name that took the place of others has theirs as well,
+// and under load they are from a sample.
 func (s *Server) TopNames(limit int) []NameCount {
 	s.top.mu.Lock()
 	defer s.top.mu.Unlock()
 	var out []NameCount
 	for name, n := range s.top.counts {
-		out = append(out, NameCount{name, n * topSample})
+		out = append(out, NameCount{name, n})
 	}
 	slices.SortFunc(out, func(a, b NameCount) int {
 		return cmp.Or(cmp.Compare(b.Count, a.Count), strings.Compare(a.Name, b.Name))
@@ -120,4 +127,20 @@ func (s *Server) tell(packet, answer []byte, a Asked) {
 		a.Name, a.Type = lower(r.question().Name), r.question().Qtype
 	}
 	s.cfg.QueryLog(a)
+}
+
+// TypeText is the type's mnemonic, such as AAAA; "" if the query could not be read.
+func (a Asked) TypeText() string {
+	if a.Name == "" {
+		return ""
+	}
+	return dns.Type(a.Type).String()
+}
+
+// String is the outcome's mnemonic, such as NXDOMAIN.
+func (r Rcode) String() string {
+	if int(r) < len(rcodeNames) && rcodeNames[r] != "" {
+		return rcodeNames[r]
+	}
+	return fmt.Sprintf("RCODE%d", uint16(r))
 }

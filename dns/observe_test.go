@@ -32,6 +32,9 @@ func TestQueryLog(t *testing.T) {
 			}
 		}
 	}
+	if diff := cmp.Diff([]NameCount{{"example.", 1}, {"nosuch.internal.", 1}, {"web.internal.", 1}}, s.TopNames(9)); diff != "" {
+		t.Errorf("names asked over UDP, one by one (-want +got):\n%s", diff)
+	}
 	waitFor(t, "six entries", func() bool { mu.Lock(); defer mu.Unlock(); return len(log) == 6 })
 	var want []Asked
 	for _, stream := range []bool{false, true} {
@@ -49,8 +52,8 @@ func TestQueryLog(t *testing.T) {
 	if diff := cmp.Diff(want, log, cmpopts.IgnoreFields(Asked{}, "Source", "Took")); diff != "" {
 		t.Errorf("log (-want +got):\n%s", diff)
 	}
-	if slices.ContainsFunc(log, func(a Asked) bool { return !a.Source.IsValid() }) {
-		t.Errorf("an entry without a source: %v", log)
+	if slices.ContainsFunc(log, func(a Asked) bool { return !a.Source.IsValid() || a.Took <= 0 }) {
+		t.Errorf("an entry without a source, or that took no time: %v", log)
 	}
 	st := s.Stats()
 	count := func(l Latency) (n uint64) {
@@ -69,11 +72,11 @@ func TestTopNames(t *testing.T) {
 	var s Server
 	for i := range 100_000 {
 		if i%10 == 0 {
-			s.top.add("often.internal.")
+			s.top.add("often.internal.", topSample)
 		} else if i%10 == 1 {
-			s.top.add(fmt.Sprintf("sometimes%d.internal.", i%3))
+			s.top.add(fmt.Sprintf("sometimes%d.internal.", i%3), topSample)
 		} else {
-			s.top.add(fmt.Sprintf("once%d.internal.", i))
+			s.top.add(fmt.Sprintf("once%d.internal.", i), topSample)
 		}
 	}
 	top := s.TopNames(4)
@@ -98,5 +101,21 @@ func TestLatency(t *testing.T) {
 	got := l.read()
 	if got.Buckets[0] != 4 || got.Buckets[1] != 2 || got.Buckets[len(LatencyBounds)-1] != 2 || got.Buckets[len(LatencyBounds)] != 2 {
 		t.Errorf("%v", got)
+	}
+}
+
+func TestAskedText(t *testing.T) {
+	for _, tt := range []struct {
+		asked       Asked
+		kind, rcode string
+	}{
+		{Asked{Name: "x.", Type: TypeAAAA}, "AAAA", "NOERROR"},
+		{Asked{Name: "x.", Type: 65280, Rcode: NameError}, "TYPE65280", "NXDOMAIN"},
+		{Asked{Rcode: FormatError}, "", "FORMERR"},
+		{Asked{Name: "x.", Type: TypeTXT, Rcode: 12}, "TXT", "RCODE12"},
+	} {
+		if kind, rcode := tt.asked.TypeText(), tt.asked.Rcode.String(); kind != tt.kind || rcode != tt.rcode {
+			t.Errorf("%+v: %s %s, want %s %s", tt.asked, kind, rcode, tt.kind, tt.rcode)
+		}
 	}
 }

@@ -31,12 +31,19 @@ func (s *Server) packetLoop(ctx context.Context, conn net.PacketConn, role Role,
 		s.udp.Add(uint64(n))
 		s.guarded(l.hot.refresh)
 		now := time.Now()
-		for _, m := range l.in[:n] {
-			if source := sourceOf(m.Addr); s.rates.allow(source, now) {
-				s.guarded(func() { l.take(m, source) })
-			} else {
-				s.limited.Add(1)
-			}
+		l.begin(now)
+		for next := 0; next < n; { // a panic costs one query, and those after it are taken up
+			s.guarded(func() {
+				for next < n {
+					m := &l.in[next]
+					next++
+					if source := sourceOf(m.Addr); s.rates.allow(source, now) {
+						l.take(m, source)
+					} else {
+						s.limited.Add(1)
+					}
+				}
+			})
 		}
 		l.hot.flush()
 		ready := l.ready
@@ -54,7 +61,9 @@ type packetLoop struct {
 	role    Role
 	waiting *sync.WaitGroup
 	hot     *hot
-	seen    uint // messages, to look at some of them
+	seen    uint      // messages, to look at some of them
+	began   time.Time // when the batch was read
+	exact   int       // messages of this second that are still counted each
 
 	in, out []ipv6.Message
 	ready   int      // of out: how many are to be sent
@@ -88,16 +97,19 @@ func (l *packetLoop) read() (n int, err error) {
 }
 
 // take answers one message: into l.out if it can be at once.
-func (l *packetLoop) take(m ipv6.Message, source netip.Addr) {
+func (l *packetLoop) take(m *ipv6.Message, source netip.Addr) {
 	packet := m.Buffers[0][:m.N]
-	if l.seen++; l.seen%topSample == 0 {
-		if q, ok := parsePlain(packet); ok {
-			l.s.top.add(presentation(q.labels()))
-		}
+	if l.seen++; l.exact > 0 {
+		l.exact--
+		l.count(packet, 1)
+	} else if l.seen%topSample == 0 {
+		l.count(packet, topSample)
 	}
 	if out := l.hot.answer(l.answers[l.ready], packet, source, l.role); out != nil {
 		l.put(out, m.Addr)
-		l.s.tell(packet, out, Asked{Source: source})
+		if l.s.cfg.QueryLog != nil {
+			l.s.tell(packet, out, Asked{Source: source, Took: time.Since(l.began)})
+		}
 		return
 	}
 	start := time.Now()
@@ -117,6 +129,21 @@ func (l *packetLoop) take(m ipv6.Message, source netip.Addr) {
 				l.s.tell(packet, out, Asked{Source: source, Forwarded: true, Took: time.Since(start)})
 			})
 		}()
+	}
+}
+
+// begin notes when a batch was read.
+func (l *packetLoop) begin(now time.Time) {
+	if now.Unix() != l.began.Unix() {
+		l.exact = topExact
+	}
+	l.began = now
+}
+
+// count notes the name of a query that stands for weight ones.
+func (l *packetLoop) count(packet []byte, weight uint64) {
+	if q, ok := parsePlain(packet); ok {
+		l.s.top.add(presentation(q.labels()), weight)
 	}
 }
 

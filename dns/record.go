@@ -1,6 +1,7 @@
 package dns
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"strings"
@@ -26,7 +27,8 @@ const TypeAlias uint16 = 0
 // maxAliases bounds a chain of aliases; a longer one, or a circle, has no answer.
 const maxAliases = 8
 
-// own is what an org's own records say of one name. All nil: a name in between.
+// own is what an org's own records say of one name. All nil: a name in between. It
+// does not change once it is made.
 type own struct {
 	addrs []netip.Addr
 	texts []string
@@ -35,35 +37,62 @@ type own struct {
 	ttl   uint32   // the least of its records'
 }
 
-// addRecords indexes an org's own records. What cannot be is skipped: names that are
-// none, that belong to others or that the mesh gives (an app's, of a fixed word), an
-// alias beside other records, an alias out of the mesh.
-func (o *org) addRecords(records []OwnRecord) {
-	o.own = map[string]*own{}
-	for _, r := range records {
-		labels, ok := splitName(r.Name)
-		if !ok || !o.mayOwn(labels) {
-			continue
-		}
-		name := strings.Join(labels, ".")
-		set := o.own[name]
-		if set == nil {
-			set = &own{}
-		}
-		if !set.add(r) {
-			continue
-		}
-		o.own[name] = set
-		for i := 1; i < len(labels); i++ {
-			if parent := strings.Join(labels[i:], "."); o.own[parent] == nil {
-				o.own[parent] = &own{}
-			}
+// newOwn makes what an org's own records say of a name. What cannot be is skipped:
+// names that are none, that belong to others or that the mesh gives (of a fixed
+// word), an alias beside records before it, anything beside an alias before it, an
+// alias out of the mesh. nil: nothing is left. An app of that name comes first, and
+// all names under it are its own.
+func newOwn(n OwnName) (key string, set *own) {
+	labels, ok := splitName(n.Name)
+	if !ok {
+		return "", nil
+	}
+	key = ownKey(labels)
+	if !mayOwn(labels) {
+		return key, nil
+	}
+	for _, r := range n.Records {
+		s := cmp.Or(set, &own{})
+		if s.add(r) {
+			set = s
 		}
 	}
+	return key, set
+}
+
+// ownKey has the labels from the right, so that what is under a name follows it.
+func ownKey(labels []string) string {
+	var b strings.Builder
+	for _, l := range slices.Backward(labels) {
+		b.WriteString(l)
+		b.WriteByte('.')
+	}
+	return b.String()
+}
+
+// ownNames puts together the records of each name, in their order.
+func ownNames(records []OwnRecord) []OwnName {
+	var out []OwnName
+	at := map[string]int{}
+	for _, r := range records {
+		labels, ok := splitName(r.Name)
+		if !ok {
+			continue
+		}
+		key := ownKey(labels)
+		i, there := at[key]
+		if !there {
+			i = len(out)
+			at[key] = i
+			out = append(out, OwnName{Name: r.Name})
+		}
+		out[i].Records = append(out[i].Records, r)
+	}
+	return out
 }
 
 // mayOwn reports whether labels can be the name of an own record.
-func (o *org) mayOwn(labels []string) bool {
+func mayOwn(labels []string) bool {
 	if len(labels) == 0 || foreign(labels) {
 		return false
 	}
@@ -73,7 +102,7 @@ func (o *org) mayOwn(labels []string) bool {
 		}
 	}
 	last := labels[len(labels)-1]
-	return o.apps[last] == nil && !slices.Contains(kept, last) && !slices.Contains([]string{"_api", "_apps", "_peer", "_instances"}, last)
+	return !slices.Contains(kept, last) && !slices.Contains([]string{"_api", "_apps", "_peer", "_instances"}, last)
 }
 
 // add takes one record; ok is false if it cannot be.
@@ -137,8 +166,15 @@ func presentation(labels []string) string {
 // owned finds what an org's own records say of a name; labels are those before
 // internal. ok is false if they say nothing.
 func (v view) owned(labels []string, aliases int) (t thing, ok bool) {
-	set := v.own[strings.Join(labels, ".")]
-	if set == nil || slices.ContainsFunc(labels, func(l string) bool { return strings.Contains(l, ".") }) {
+	if slices.ContainsFunc(labels, func(l string) bool { return strings.Contains(l, ".") }) {
+		return thing{}, false
+	}
+	key := ownKey(labels)
+	set, there := v.own.get(key)
+	if !there {
+		for range v.own.prefixed(key) { // a name in between
+			return thing{kind: ownRecords, own: &own{}}, true
+		}
 		return thing{}, false
 	}
 	switch {

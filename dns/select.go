@@ -1,6 +1,10 @@
 package dns
 
-import "net/netip"
+import (
+	"net/netip"
+	"slices"
+	"strings"
+)
 
 // selection is the machines that a name under an app means, before anything is
 // left out.
@@ -38,9 +42,15 @@ func (v view) underApp(a *app, labels []string) thing {
 
 // selected finds what stands before an app's name, without a port.
 func (v view) selected(a *app, labels []string) thing {
-	s := selection{app: a, machines: a.machines, whole: true}
 	if t, ok := v.appTexts(a, labels); ok {
 		return t
+	}
+	roster := a.roster(v.zone)
+	s := selection{app: a, machines: roster.list, whole: true}
+	if n := len(labels); n > 1 && labels[n-1] == "vm" { // the one name that an unlisted machine has, too
+		if i, ok := slices.BinarySearchFunc(roster.all, labels[n-2], func(m *machine, id string) int { return strings.Compare(m.id, id) }); ok {
+			s.machines = roster.all[i : i+1]
+		}
 	}
 	for n := len(labels); n > 0; {
 		word := labels[n-1]
@@ -70,7 +80,7 @@ func (v view) selected(a *app, labels []string) thing {
 		case "global":
 			n--
 		default:
-			if !v.regions[word] {
+			if !v.zone.regions.has[word] {
 				return thing{}
 			}
 			s.narrow(func(m *machine) bool { return m.host.region == word })

@@ -1,8 +1,6 @@
 package dns
 
 import (
-	"cmp"
-	"maps"
 	"slices"
 	"strings"
 )
@@ -11,23 +9,31 @@ import (
 // 255 bytes, fits a message of 64 KiB together with the longest question.
 const maxText = 64900
 
+// joined is entries put together.
+type joined struct{ strings.Builder }
+
+// add adds one. It is false if it does not fit: then nothing may follow.
+func (t *joined) add(entry, separator string) bool {
+	if t.Len() == 0 {
+		separator = ""
+	}
+	if t.Len()+len(separator)+len(entry) > maxText {
+		return false
+	}
+	t.WriteString(separator)
+	t.WriteString(entry)
+	return true
+}
+
 // join puts entries together, cut at the last one that fits.
 func join(entries []string, separator string) string {
-	var b strings.Builder
+	var t joined
 	for _, e := range entries {
-		more := len(e)
-		if b.Len() > 0 {
-			more += len(separator)
-		}
-		if b.Len()+more > maxText {
+		if !t.add(e, separator) {
 			break
 		}
-		if b.Len() > 0 {
-			b.WriteString(separator)
-		}
-		b.WriteString(e)
 	}
-	return b.String()
+	return t.String()
 }
 
 // textStrings cuts text into the strings of a TXT record.
@@ -64,9 +70,9 @@ func (v view) appTexts(a *app, labels []string) (t thing, ok bool) {
 // that could be answered, or all there are.
 func (v view) shown(a *app, all bool) []*machine {
 	if all {
-		return a.machines
+		return a.roster(v.zone).list
 	}
-	cs := leaveOut(candidates(v.facts, a.machines), true)
+	cs := leaveOut(candidates(v.facts, a.roster(v.zone).list), true)
 	ms := make([]*machine, len(cs))
 	for i, c := range cs {
 		ms[i] = c.machine
@@ -91,19 +97,52 @@ func (v view) regionText(a *app, all bool) string {
 	return join(slices.Compact(entries), ",")
 }
 
+// instanceText goes through the machines by id until no more fit.
 func (v view) instanceText(all bool) string {
-	var ms []*machine
-	for _, name := range v.appNames {
-		ms = append(ms, v.shown(v.apps[name], all)...)
+	var t joined
+	alive := map[string]bool{} // by app: it has machines that are not dead
+	for id, m := range v.machines.all() {
+		if m.unlisted || !v.holds(m.addr, ofMachine, id) {
+			continue
+		}
+		c := candidateOf(v.facts, v.zone.machine(m))
+		if !all && (!c.up || c.host.cordoned) {
+			continue
+		}
+		if !all && c.dead {
+			some, known := alive[m.app]
+			if !known {
+				a, _ := v.apps.get(m.app)
+				some = slices.ContainsFunc(candidates(v.facts, a.roster(v.zone).list), func(c candidate) bool { return !c.dead })
+				alive[m.app] = some
+			}
+			if some {
+				continue
+			}
+		}
+		if !t.add("instance="+m.id+",app="+m.app+",ip="+m.addr.String()+",region="+c.host.region, ";") {
+			break
+		}
 	}
-	slices.SortFunc(ms, func(a, b *machine) int { return cmp.Compare(a.id, b.id) })
-	entries := make([]string, len(ms))
-	for i, m := range ms {
-		entries[i] = "instance=" + m.id + ",app=" + m.app + ",ip=" + m.addr.String() + ",region=" + m.host.region
-	}
-	return join(entries, ";")
+	return t.String()
 }
 
-func (v view) appText() string { return join(v.appNames, ",") }
+func (v view) appText() string {
+	var t joined
+	for name := range v.apps.all() {
+		if !t.add(name, ",") {
+			break
+		}
+	}
+	return t.String()
+}
 
-func (v view) clientText() string { return join(slices.Sorted(maps.Keys(v.clients)), ",") }
+func (v view) clientText() string {
+	var t joined
+	for name, addr := range v.clients.all() {
+		if v.holds(addr, ofClient, name) && !t.add(name, ",") {
+			break
+		}
+	}
+	return t.String()
+}

@@ -12,11 +12,8 @@
 package dns
 
 import (
-	"cmp"
+	"math"
 	"net/netip"
-	"slices"
-	"strconv"
-	"strings"
 	"time"
 )
 
@@ -80,6 +77,10 @@ type Machine struct {
 	Host             string // name of the host it is on
 	Addr             netip.Addr
 	Started, Healthy bool
+	Cordoned         bool // as that of a host
+	// Unlisted: it has no name but <machine>.vm.<app>.internal., and its address has
+	// that one.
+	Unlisted bool
 }
 
 // Client is a person's device.
@@ -95,54 +96,33 @@ const (
 	negativeTTL = 1
 )
 
-// Zone is an index over Data. It never changes; share it freely.
+// Zone is an index over Data. It never changes; share it freely. With leads to the
+// next one.
 type Zone struct {
-	strangers bool
+	*fixed
+	places    map[string]Region // that are listed; never changed
+	inhabited map[string]int    // how many hosts are in a region; never changed
+	regions   *words            // that names of apps know
+	hosts     table[*host]
+	hostsAt   *edition    // of the edit that made hosts what they are
+	orgs      table[*org] // by name
+	// networks has the names of the orgs that claim a network, by its first eight
+	// bytes; the lowest one has it.
+	networks table[[]string]
+	carriers table[string] // see carrier; the org's name
+}
+
+// fixed is what no Delta changes.
+type fixed struct {
 	prefix    netip.Prefix
-	regions   map[string]bool
-	orgs      map[netip.Prefix]*org // by network, a /64
+	self      string
+	strangers bool
 }
 
-type org struct {
-	prefix   netip.Prefix
-	resolver netip.Addr
-	apps     map[string]*app
-	appNames []string // sorted
-	machines map[string]*machine
-	list     []*machine // the same, sorted by id
-	byAddr   map[netip.Addr]*machine
-	clients  map[string]netip.Addr
-	hosts    map[string]netip.Addr // their addresses in this network
-	names    []reverse             // sorted by address, one each
-	own      map[string]*own       // by name under internal.
-}
+// words are the names of regions. They are few.
+type words struct{ has map[string]bool }
 
-type app struct {
-	name     string
-	mode     mode
-	limit    int // with modeCount
-	ttl      uint32
-	machines []*machine // sorted by id
-}
-
-// mode is what an app's bare name answers to those outside it.
-type mode uint8
-
-const (
-	modeNear  mode = iota // the near set
-	modeAll               // everything
-	modeCount             // the nearest few
-)
-
-type machine struct {
-	id, app, group string
-	meta           map[string]string // keys and values in lower case
-	host           *host
-	addr           netip.Addr
-	up             bool // started and healthy
-	started        bool
-}
-
+// host is a host as the zone keeps it.
 type host struct {
 	name, region string
 	addr         netip.Addr
@@ -151,35 +131,51 @@ type host struct {
 	estimate     time.Duration // round trip from Self, see estimate
 }
 
-// reverse is one address with the name that PTR gives for it.
-type reverse struct {
-	addr netip.Addr
-	name string
-}
-
 // NewZone indexes d, which must not be changed afterwards. What cannot be right is
 // skipped, so that one bad record never hides the others: names that are no labels
-// or that are reserved, a second record of a name or an address (the first one
-// stays), an org outside the mesh or in network 0, and an address outside its
-// org's network.
+// or that are reserved, an org outside the mesh or in network 0, and an address
+// outside its org's network. Names that differ only in case are one name.
+//
+// Of two that claim the same thing one has it, and the other comes forward when that
+// one goes. Of a name that is there twice in d the first one stays. An address is
+// the resolver's first, then the host's own, a machine's, a client's and another
+// host's, and among these that of the lowest name. A network is that of the org of
+// the lowest name.
 func NewZone(d Data) *Zone {
-	z := &Zone{strangers: d.Strangers, prefix: d.Prefix, regions: map[string]bool{}, orgs: map[netip.Prefix]*org{}}
-	places := map[string]*Place{}
-	for _, r := range d.Regions {
-		if name := lower(r.Name); usableRegion(name) && !z.regions[name] {
-			z.regions[name] = true
-			if r.Place != nil && r.Place.valid() {
-				places[name] = r.Place
-			}
+	e := &edit{made: new(edition), orgs: map[string]*org{}}
+	e.zone = Zone{fixed: &fixed{d.Prefix, lower(d.Self), d.Strangers}, regions: &words{}}
+	e.regions(firsts(d.Regions, func(r Region) (string, bool) { return lower(r.Name), usableRegion(lower(r.Name)) }), nil)
+	e.hosts(firsts(d.Hosts, func(h Host) (string, bool) { return lower(h.Name), usableRegion(lower(h.Region)) }), nil)
+	for _, o := range firsts(d.Orgs, func(o Org) (string, bool) { return o.Name, true }) {
+		e.org(OrgDelta{
+			Name: o.Name, Set: &o,
+			Apps:     firsts(o.Apps, func(a App) (string, bool) { return lower(a.Name), true }),
+			Machines: firsts(o.Machines, func(m Machine) (string, bool) { return lower(m.ID), usableApp(lower(m.App)) }),
+			Clients:  firsts(o.Clients, func(c Client) (string, bool) { return lower(c.Name), c.Addr.Is6() }),
+			Own:      ownNames(o.Own),
+		})
+	}
+	return e.done()
+}
+
+// firsts returns those of list that can be, and of each name the first one.
+func firsts[T any](list []T, key func(T) (name string, ok bool)) []T {
+	seen := make(map[string]bool, len(list))
+	out := make([]T, 0, len(list))
+	for _, x := range list {
+		if name, ok := key(x); ok && !seen[name] {
+			seen[name] = true
+			out = append(out, x)
 		}
 	}
-	hosts := z.indexHosts(d, places)
-	for _, o := range d.Orgs {
-		if validNetwork(d.Prefix, o.Prefix) && z.orgs[o.Prefix] == nil {
-			z.orgs[o.Prefix] = newOrg(o, hosts, lower(d.Self))
-		}
+	return out
+}
+
+func (r Region) at() Place {
+	if r.Place == nil {
+		return Place{Lat: math.MaxFloat64}
 	}
-	return z
+	return *r.Place
 }
 
 func validNetwork(mesh, network netip.Prefix) bool {
@@ -187,177 +183,23 @@ func validNetwork(mesh, network netip.Prefix) bool {
 		mesh.Contains(network.Addr()) && network.Addr() != mesh.Masked().Addr() // network 0 is no org's
 }
 
-func (z *Zone) indexHosts(d Data, places map[string]*Place) map[string]*host {
-	hosts := map[string]*host{}
-	self := lower(d.Self)
-	for _, h := range d.Hosts {
-		name, region := lower(h.Name), lower(h.Region)
-		if !validLabel(name) || !usableRegion(region) || hosts[name] != nil {
-			continue
-		}
-		z.regions[region] = true
-		hosts[name] = &host{name: name, region: region, addr: h.Addr, cordoned: h.Cordoned, self: name == self}
-	}
-	from := hosts[self]
-	for _, h := range hosts {
-		h.estimate = unknownDistance
-		if from != nil {
-			h.estimate = estimate(from.region, h.region, places[from.region], places[h.region])
-		}
-	}
-	return hosts
-}
-
-func newOrg(d Org, hosts map[string]*host, self string) *org {
-	o := &org{
-		prefix: d.Prefix, resolver: d.Resolver,
-		apps: map[string]*app{}, machines: map[string]*machine{}, byAddr: map[netip.Addr]*machine{},
-		clients: map[string]netip.Addr{}, hosts: map[string]netip.Addr{},
-	}
-	for _, a := range d.Apps {
-		if name := lower(a.Name); usableApp(name) && o.apps[name] == nil {
-			o.apps[name] = newApp(name, a)
-		}
-	}
-	taken := map[netip.Addr]bool{}
-	claim := func(addr netip.Addr, name string) bool {
-		if !d.Prefix.Contains(addr) || taken[addr] {
-			return false
-		}
-		taken[addr] = true
-		o.names = append(o.names, reverse{addr, name})
-		return true
-	}
-	if d.Resolver.IsValid() {
-		claim(d.Resolver, "_api.internal.")
-	}
-	if h := hosts[self]; h != nil && d.Host.IsValid() && claim(d.Host, self+".host.internal.") {
-		o.hosts[self] = d.Host
-	}
-	for _, m := range d.Machines {
-		o.addMachine(m, hosts, claim)
-	}
-	for _, c := range d.Clients {
-		name := lower(c.Name)
-		if _, there := o.clients[name]; validLabel(name) && !there && claim(c.Addr, name+"._peer.internal.") {
-			o.clients[name] = c.Addr
-		}
-	}
-	o.sort()
-	o.addHosts(hosts, claim)
-	o.sortNames()
-	o.addRecords(d.Own)
-	return o
-}
-
-func newApp(name string, d App) *app {
-	a := &app{name: name, ttl: defaultTTL}
-	if d.TTL > 0 {
-		a.ttl = uint32(min(d.TTL, maxTTL))
-	}
-	if n, err := strconv.Atoi(d.Answer); err == nil && n > 0 {
-		a.mode, a.limit = modeCount, n
-	} else if d.Answer == "all" {
-		a.mode = modeAll
-	}
-	return a
-}
-
-func (o *org) addMachine(d Machine, hosts map[string]*host, claim func(netip.Addr, string) bool) {
-	id, name := lower(d.ID), lower(d.App)
-	if !validLabel(id) || !usableApp(name) || o.machines[id] != nil || !claim(d.Addr, id+".vm."+name+".internal.") {
-		return
-	}
-	h := hosts[lower(d.Host)]
-	if h == nil { // between two views: it can be used, but nothing is known of where it is
-		h = &host{name: lower(d.Host), region: "unknown", estimate: unknownDistance}
-	}
-	m := &machine{id: id, app: name, group: lower(d.Group), host: h, addr: d.Addr, up: d.Started && d.Healthy, started: d.Started}
-	if len(d.Meta) > 0 {
-		m.meta = make(map[string]string, len(d.Meta))
-		for k, v := range d.Meta {
-			m.meta[lower(k)] = lower(v)
-		}
-	}
-	if o.apps[name] == nil {
-		o.apps[name] = newApp(name, App{})
-	}
-	o.machines[id], o.byAddr[m.addr] = m, m
-	o.list = append(o.list, m)
-	o.apps[name].machines = append(o.apps[name].machines, m)
-}
-
-// addHosts gives the hosts with machines of the org their name and address in its
-// network: the mesh's part of (0, host)::1 replaced by the network. Other hosts are
-// none of the org's business.
-func (o *org) addHosts(hosts map[string]*host, claim func(netip.Addr, string) bool) {
-	for _, m := range o.list {
-		h := hosts[m.host.name]
-		if h == nil || !h.addr.Is6() {
-			continue
-		}
-		a, n := h.addr.As16(), o.prefix.Addr().As16()
-		copy(a[:8], n[:8])
-		addr := netip.AddrFrom16(a)
-		if _, there := o.hosts[h.name]; !there && claim(addr, h.name+".host.internal.") {
-			o.hosts[h.name] = addr
-		}
-	}
-	for name := range o.hosts { // the host's own address has a name, too, for who sees it in a trace
-		if h := hosts[name]; h.addr.IsValid() && !o.prefix.Contains(h.addr) {
-			o.names = append(o.names, reverse{h.addr, name + ".host.internal."})
-		}
-	}
-}
-
-func (o *org) sort() {
-	for name, a := range o.apps {
-		o.appNames = append(o.appNames, name)
-		slices.SortFunc(a.machines, func(x, y *machine) int { return cmp.Compare(x.id, y.id) })
-	}
-	slices.Sort(o.appNames)
-	slices.SortFunc(o.list, func(x, y *machine) int { return cmp.Compare(x.id, y.id) })
-}
-
-func (o *org) sortNames() {
-	slices.SortFunc(o.names, func(x, y reverse) int {
-		if c := x.addr.Compare(y.addr); c != 0 {
-			return c
-		}
-		return strings.Compare(x.name, y.name)
-	})
-	o.names = slices.CompactFunc(o.names, func(x, y reverse) bool { return x.addr == y.addr })
-}
-
 // orgOf returns the org that a query's source belongs to, or nil.
 func (z *Zone) orgOf(source netip.Addr) *org {
 	if !source.Is6() || source.Zone() != "" {
 		return nil
 	}
-	network, err := source.Prefix(networkBits)
-	if err != nil {
+	a := source.As16()
+	return z.orgWith(a[:networkBits/8])
+}
+
+// orgWith returns the org that has a network, by its first eight bytes, or nil.
+func (z *Zone) orgWith(network []byte) *org {
+	names, ok := z.networks.get(string(network))
+	if !ok {
 		return nil
 	}
-	return z.orgs[network]
-}
-
-// nameAt returns the name of an address.
-func (o *org) nameAt(addr netip.Addr) (string, bool) {
-	i, ok := o.find(addr)
-	if !ok {
-		return "", false
-	}
-	return o.names[i].name, true
-}
-
-func (o *org) find(addr netip.Addr) (int, bool) {
-	return slices.BinarySearchFunc(o.names, addr, func(r reverse, a netip.Addr) int { return r.addr.Compare(a) })
-}
-
-// anyIn reports whether an address that the org may know lies in p.
-func (o *org) anyIn(p netip.Prefix) bool {
-	i, _ := o.find(p.Masked().Addr())
-	return i < len(o.names) && p.Contains(o.names[i].addr)
+	o, _ := z.orgs.get(names[0])
+	return o
 }
 
 // networkBits is the length of an org's network, and so how a source tells its org.

@@ -20,7 +20,7 @@ type Advance struct {
 
 	controllers bool     // a controller's record changed
 	regions     []string // in key order, as all lists here
-	hosts       []string // whose record or presence is another one
+	hosts       []string // whose record, presence or coordinate is another one
 	orgs        map[string]*orgAdvance
 	orgOrder    []string // keys of orgs as "<org>/" would stand
 
@@ -32,6 +32,7 @@ type Advance struct {
 type orgAdvance struct {
 	record                  bool // its own record
 	apps, machines, clients []string
+	records, health         []string
 	carry                   []string // hosts that carry it now and did not, or the other way round
 }
 
@@ -52,7 +53,7 @@ func NewAdvance(s Step, d Deployment) *Advance {
 			a.regions = append(a.regions, rest)
 		case "controllers":
 			a.controllers = true
-		case "hosts", "presence":
+		case "hosts", "presence", "coordinates":
 			if !hosts[rest] && a.hostDiffers(rest) {
 				hosts[rest] = true
 				a.pairsOfHost(pairs, rest)
@@ -68,6 +69,10 @@ func NewAdvance(s Step, d Deployment) *Advance {
 		case "clients":
 			a.org(org).clients = append(a.org(org).clients, rest)
 			a.pairsOfClient(pairs, rest)
+		case "records":
+			a.org(org).records = append(a.org(org).records, rest)
+		case "health":
+			a.org(org).health = append(a.org(org).health, rest)
 		}
 	}
 	a.hosts = slices.Sorted(maps.Keys(hosts))
@@ -143,6 +148,11 @@ func (a *Advance) pairsOfHost(pairs map[carrying]bool, name string) {
 // hostDiffers reports whether others can see that something of the host changed,
 // or it itself.
 func (a *Advance) hostDiffers(name string) bool {
+	return a.hostRecordDiffers(name) || !reflect.DeepEqual(a.before.coordinateOf(name), a.after.coordinateOf(name))
+}
+
+// hostRecordDiffers is hostDiffers as clients see it: they are not told coordinates.
+func (a *Advance) hostRecordDiffers(name string) bool {
 	was, there := a.before.Hosts.Get(name)
 	is, still := a.after.Hosts.Get(name)
 	return there != still || !reflect.DeepEqual(was, is) || a.before.Presence.Has(name) != a.after.Presence.Has(name)
@@ -248,6 +258,12 @@ func (s State) Object(key string) any {
 		return object(s.Reserved, rest)
 	case "controllers":
 		return object(s.Controllers, rest)
+	case "records":
+		return object(s.Records, rest)
+	case "health":
+		return object(s.Health, rest)
+	case "coordinates":
+		return object(s.Coordinates, rest)
 	}
 	return nil
 }

@@ -43,6 +43,9 @@ func (a *Advance) Audience() Audience {
 				orgs[org] = true
 			}
 		}
+		if !a.hostRecordDiffers(host) {
+			continue // the rest is about clients
+		}
 		for _, s := range []State{a.before, a.after} {
 			for _, org := range s.gatewayOf(host) {
 				clients[org] = true
@@ -55,6 +58,9 @@ func (a *Advance) Audience() Audience {
 		return out
 	}
 	for _, host := range a.hosts {
+		if !a.hostRecordDiffers(host) {
+			continue
+		}
 		for _, s := range []State{a.before, a.after} {
 			for _, c := range s.ClientsAt(host) {
 				if !clients[c.Org] {

@@ -27,7 +27,7 @@ func (a *Advance) Delta(node Node) (d Delta, ok bool) {
 // perhaps: what this one adds to views is in it, changed or not.
 func (a *Advance) Resumed(node Node) (d Delta, ok bool) {
 	d, ok = a.Delta(node)
-	d.Controllers, d.Roots = a.after.controllers(a.deployment), a.deployment.Roots
+	d.Controllers, d.Roots, d.Format = a.after.controllers(a.deployment), a.deployment.Roots, ViewFormat
 	return d, ok
 }
 
@@ -35,7 +35,7 @@ func (a *Advance) Resumed(node Node) (d Delta, ok bool) {
 // come in the order of DiffViews.
 type draft struct {
 	Delta
-	gone struct{ regions, hosts, orgs, apps, machines, clients []string }
+	gone struct{ regions, hosts, orgs, apps, machines, clients, records, health, coordinates []string }
 }
 
 func (d *draft) finish() Delta {
@@ -47,6 +47,7 @@ func (d *draft) finish() Delta {
 	}{
 		{"regions", d.gone.regions}, {"hosts", d.gone.hosts}, {"orgs", d.gone.orgs},
 		{"apps", d.gone.apps}, {"machines", d.gone.machines}, {"clients", d.gone.clients},
+		{"records", d.gone.records}, {"health", d.gone.health}, {"coordinates", d.gone.coordinates},
 	} {
 		for _, key := range l.keys {
 			d.Removed = append(d.Removed, l.kind+"/"+key)
@@ -93,6 +94,7 @@ func (a *Advance) hostDelta(name string) (Delta, bool) {
 	if _, in := slices.BinarySearch(a.hosts, name); in && !reflect.DeepEqual(was, is) {
 		d.Host = &is
 	}
+	a.ownCoordinate(&d, name)
 	others := map[string]bool{} // hosts that the node may see otherwise than before
 	for _, h := range a.hosts {
 		others[h] = true
@@ -123,6 +125,17 @@ func (a *Advance) hostDelta(name string) (Delta, bool) {
 	return d.finish(), true
 }
 
+// ownCoordinate adds a host's own coordinate.
+func (a *Advance) ownCoordinate(d *draft, name string) {
+	was, is := a.before.coordinateOf(name), a.after.coordinateOf(name)
+	switch {
+	case is == nil && was != nil:
+		d.gone.coordinates = append(d.gone.coordinates, name)
+	case !reflect.DeepEqual(was, is):
+		d.Coordinate = is
+	}
+}
+
 // changed adds what changed of an org that host carried before and carries now.
 // Of clients the key is told if host is their gateway; "" is nobody's.
 func (a *Advance) changed(d *draft, host, org string) {
@@ -133,6 +146,8 @@ func (a *Advance) changed(d *draft, host, org string) {
 	replace(&d.Apps, &d.gone.apps, o.apps, a.before.Apps.Get, a.after.Apps.Get)
 	replace(&d.Machines, &d.gone.machines, o.machines, a.before.Machines.Get, a.after.Machines.Get)
 	replace(&d.Clients, &d.gone.clients, o.clients, a.before.clientSeenBy(host), a.after.clientSeenBy(host))
+	replace(&d.Records, &d.gone.records, o.records, a.before.Records.Get, a.after.Records.Get)
+	replace(&d.Health, &d.gone.health, o.health, a.before.Health.Get, a.after.Health.Get)
 }
 
 // clientSeenBy looks up clients as a host sees them.
@@ -156,6 +171,12 @@ func (a *Advance) gained(d *draft, host, org string) {
 	for _, x := range a.after.Clients.Prefix(org + "/") {
 		d.Clients = append(d.Clients, x.seenBy(host))
 	}
+	for _, x := range a.after.Records.Prefix(org + "/") {
+		d.Records = append(d.Records, x)
+	}
+	for _, x := range a.after.Health.Prefix(org + "/") {
+		d.Health = append(d.Health, x)
+	}
 }
 
 // lost takes away all of an org that is no longer carried.
@@ -169,6 +190,12 @@ func (a *Advance) lost(d *draft, org string) {
 	}
 	for key := range a.before.Clients.Prefix(org + "/") {
 		d.gone.clients = append(d.gone.clients, key)
+	}
+	for key := range a.before.Records.Prefix(org + "/") {
+		d.gone.records = append(d.gone.records, key)
+	}
+	for key := range a.before.Health.Prefix(org + "/") {
+		d.gone.health = append(d.gone.health, key)
 	}
 }
 
@@ -202,7 +229,7 @@ func (s State) hostSeenBy(self string, known map[string][]string) func(name stri
 				shared = append(shared, org)
 			}
 		}
-		return s.viewOf(h, shared), len(shared) > 0
+		return s.viewOfPeer(h, shared), len(shared) > 0
 	}
 }
 

@@ -41,16 +41,18 @@ type Limits struct {
 	Clients  int `json:"clients,omitempty"`
 	Tokens   int `json:"tokens,omitempty"`   // that are neither spent nor expired
 	Metadata int `json:"metadata,omitempty"` // pairs of a machine
+	Records  int `json:"records,omitempty"`  // record sets, see Record
 }
 
 // DefaultLimits are an org's where its own say nothing.
-var DefaultLimits = Limits{Machines: 10000, Clients: 10000, Tokens: 1000, Metadata: 32}
+var DefaultLimits = Limits{Machines: 10000, Clients: 10000, Tokens: 1000, Metadata: 32, Records: 1000}
 
 // Or returns l with what it leaves open taken from other.
 func (l Limits) Or(other Limits) Limits {
 	return Limits{
 		Machines: cmp.Or(l.Machines, other.Machines), Clients: cmp.Or(l.Clients, other.Clients),
 		Tokens: cmp.Or(l.Tokens, other.Tokens), Metadata: cmp.Or(l.Metadata, other.Metadata),
+		Records: cmp.Or(l.Records, other.Records),
 	}
 }
 
@@ -144,10 +146,18 @@ func (h Host) MayCarry(org string) bool {
 	return false
 }
 
-// Machine states.
+// Machine states. All but the first one are what somebody wants; a machine is in
+// names while it is started, not cordoned, and passes its checks (Machine.Serves).
+//
+//	          checks passed once         drain             stop
+//	created --------------------> started -----> draining -----> stopped
+//	                                 ^               |              |
+//	                                 '--- start -----'--------------'
 const (
-	StateStarted = "started"
-	StateStopped = "stopped"
+	StateCreated  = "created" // its checks have not passed yet; without checks it is started at once
+	StateStarted  = "started"
+	StateDraining = "draining" // it ends what it has begun, and gets nothing new
+	StateStopped  = "stopped"
 )
 
 // Machine is one workload endpoint of an app.
@@ -165,6 +175,9 @@ type Machine struct {
 	// one with the higher generation says where it is.
 	Generation uint64    `json:"generation,omitempty"`
 	State      string    `json:"state"`
+	Cordoned   bool      `json:"cordoned,omitempty"` // taken out of names by somebody, whatever its state
+	Unlisted   bool      `json:"unlisted,omitempty"` // it has no names but <machine>.vm.<app>; see dns.Machine
+	Checks     []Check   `json:"checks,omitempty"`
 	Created    time.Time `json:"created"`
 }
 

@@ -1,88 +1,9 @@
 package mesh
 
 import (
-	"iter"
 	"net/netip"
 	"strings"
-
-	iradix "github.com/hashicorp/go-immutable-radix/v2"
 )
-
-// Table is an immutable map in key order. Set and Delete return a new Table that
-// shares what did not change: their cost is the key's length, not the table's
-// size. The zero Table is empty.
-type Table[T any] struct {
-	tree *iradix.Tree[T]
-	txn  *iradix.Txn[T] // while many changes are made, see withMany
-}
-
-// Get returns the value at key.
-func (t Table[T]) Get(key string) (value T, ok bool) {
-	if t.txn != nil {
-		return t.txn.Get([]byte(key))
-	}
-	if t.tree == nil {
-		return value, false
-	}
-	return t.tree.Get([]byte(key))
-}
-
-// Has reports whether there is a value at key.
-func (t Table[T]) Has(key string) bool { _, ok := t.Get(key); return ok }
-
-// Len returns the number of values.
-func (t Table[T]) Len() int {
-	if t.tree == nil {
-		return 0
-	}
-	return t.tree.Len()
-}
-
-// Set returns a Table with value at key.
-func (t Table[T]) Set(key string, value T) Table[T] {
-	if t.txn != nil {
-		t.txn.Insert([]byte(key), value)
-		return t
-	}
-	tree := t.tree
-	if tree == nil {
-		tree = iradix.New[T]()
-	}
-	tree, _, _ = tree.Insert([]byte(key), value)
-	return Table[T]{tree: tree}
-}
-
-// Delete returns a Table without key.
-func (t Table[T]) Delete(key string) Table[T] {
-	if t.txn != nil {
-		t.txn.Delete([]byte(key))
-		return t
-	}
-	if t.tree == nil {
-		return t
-	}
-	tree, _, _ := t.tree.Delete([]byte(key))
-	return Table[T]{tree: tree}
-}
-
-// All iterates in key order.
-func (t Table[T]) All() iter.Seq2[string, T] { return t.Prefix("") }
-
-// Prefix iterates over the keys that begin with prefix, in key order.
-func (t Table[T]) Prefix(prefix string) iter.Seq2[string, T] {
-	return func(yield func(string, T) bool) {
-		if t.tree == nil {
-			return
-		}
-		it := t.tree.Root().Iterator()
-		it.SeekPrefix([]byte(prefix))
-		for k, v, ok := it.Next(); ok; k, v, ok = it.Next() {
-			if !yield(string(k), v) {
-				return
-			}
-		}
-	}
-}
 
 // State is everything that the store holds, at one revision. It is immutable:
 // With returns the next one, sharing all that stayed. The zero State is empty.
@@ -104,12 +25,15 @@ type State struct {
 	// Reserved has keys "<org>/<kind>/<name>".
 	Reserved    Table[Reservation]
 	Controllers Table[Controller]
+	Records     Table[Record]     // "<org>/<name>/<type>"
+	Health      Table[Health]     // "<org>/<machine>"
+	Coordinates Table[Coordinate] // "<host>"
 
 	byHost  Table[string] // "<host>/m/<org>/<id>", "<host>/c/<org>/<name>": key in Machines or Clients
 	carries Table[int]    // "<host>/<org>": number of reasons
 	carried Table[int]    // "<org>/<host>": the same, the other way round
 	byPlace Table[string] // endpoint: "machines/<key>" or "clients/<key>"
-	counts  Table[int]    // "<kind>/<org>": number of machines, clients or tokens
+	counts  Table[int]    // "<kind>/<org>": number of machines, clients, tokens or records
 	byTLS   Table[string] // TLS key hash: "host/<host>" or "client/<org>/<client>"
 }
 
@@ -177,6 +101,14 @@ func (s State) with(changes []Change) State {
 			s.Reserved = with(s.Reserved, key, c.Object)
 		case "controllers":
 			s.Controllers = with(s.Controllers, key, c.Object)
+		case "records":
+			s.indexRecord(key, -1)
+			s.Records = with(s.Records, key, c.Object)
+			s.indexRecord(key, +1)
+		case "health":
+			s.Health = with(s.Health, key, c.Object)
+		case "coordinates":
+			s.Coordinates = with(s.Coordinates, key, c.Object)
 		}
 	}
 	return s
@@ -227,6 +159,12 @@ func (s *State) indexToken(key string, by int) {
 	}
 }
 
+func (s *State) indexRecord(key string, by int) {
+	if r, ok := s.Records.Get(key); ok {
+		s.counts = tally(s.counts, "records/"+r.Org, by)
+	}
+}
+
 // place is an endpoint as a key.
 func place(endpoint netip.Prefix) string {
 	if !endpoint.IsValid() {
@@ -236,8 +174,8 @@ func place(endpoint netip.Prefix) string {
 	return string(b[:])
 }
 
-// Count returns how many objects of a kind ("machines", "clients" or "tokens") an
-// org has.
+// Count returns how many objects of a kind ("machines", "clients", "tokens" or
+// "records") an org has.
 func (s State) Count(kind, org string) int {
 	n, _ := s.counts.Get(kind + "/" + org)
 	return n

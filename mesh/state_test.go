@@ -58,7 +58,14 @@ func drawChange(t *rapid.T) Change {
 		return Change{key, object}
 	}
 	secret := "secret-of-" + org + "."
-	switch rapid.IntRange(0, 9).Draw(t, "kind") {
+	switch rapid.IntRange(0, 12).Draw(t, "kind") {
+	case 10:
+		return pick(drawRecord(t, org, secret))
+	case 11:
+		id := rapid.SampledFrom(machineIDs).Draw(t, "machine")
+		return pick("health/"+org+"/"+id, Health{Org: org, Machine: id, Passing: rapid.Bool().Draw(t, "passing"), Since: epoch, Note: secret})
+	case 12:
+		return pick("coordinates/"+host, drawCoordinate(t))
 	case 0, 1:
 		return pick("orgs/"+org, Org{Name: org, Network: network(org), Created: epoch, Tombstone: rapid.IntRange(0, 3).Draw(t, "tombstone") == 0})
 	case 2:
@@ -97,12 +104,24 @@ func drawMachine(t *rapid.T, org, host, secret string) (string, Machine) {
 	m := Machine{
 		Org: org, ID: machineIDs[i], App: "web", Host: host, Meta: map[string]string{"k": secret},
 		Endpoint: testPlan().Endpoint(network(org), position(home), uint16(i+1)),
-		Stable:   true, State: rapid.SampledFrom([]string{StateStarted, StateStopped}).Draw(t, "state"), Created: epoch,
+		Stable:   true, State: rapid.SampledFrom([]string{StateCreated, StateStarted, StateDraining, StateStopped}).Draw(t, "state"), Created: epoch,
 	}
 	if rapid.IntRange(0, 4).Draw(t, "moves") == 0 {
 		m.Next = rapid.SampledFrom(hostNames).Draw(t, "next host")
 	}
 	return "machines/" + org + "/" + m.ID, m
+}
+
+func drawRecord(t *rapid.T, org, secret string) (string, Record) {
+	r := Record{Org: org, Name: rapid.SampledFrom([]string{"r", "r.s", "_x"}).Draw(t, "record"),
+		Type: rapid.SampledFrom(recordTypes).Draw(t, "type"), Values: []string{secret}, TTL: rapid.IntRange(0, 2).Draw(t, "ttl")}
+	return "records/" + org + "/" + r.Name + "/" + r.Type, r
+}
+
+func drawCoordinate(t *rapid.T) Coordinate {
+	c := Coordinate{Vec: make([]float64, CoordinateDimensions), Error: 0.5, Height: 0.001}
+	c.Vec[0] = rapid.Float64Range(-1, 1).Draw(t, "coordinate")
+	return c
 }
 
 func drawClient(t *rapid.T, org, host, secret string) (string, Client) {
@@ -140,6 +159,9 @@ func objects(s State) map[string]any {
 	add(out, "tokens/", s.Tokens)
 	add(out, "operators/", s.Operators)
 	add(out, "presence/", s.Presence)
+	add(out, "records/", s.Records)
+	add(out, "health/", s.Health)
+	add(out, "coordinates/", s.Coordinates)
 	return out
 }
 
@@ -170,7 +192,7 @@ func answers(s State) map[string]any {
 	}
 	for _, o := range orgNames {
 		out["hosts of "+o] = s.HostsOf(o)
-		out["counts of "+o] = [2]int{s.Count("machines", o), s.Count("clients", o)}
+		out["counts of "+o] = [3]int{s.Count("machines", o), s.Count("clients", o), s.Count("records", o)}
 	}
 	return out
 }
@@ -231,7 +253,7 @@ func recomputed(s State) map[string]any {
 			}
 		}
 		out["hosts of "+org] = hosts
-		n := [2]int{}
+		n := [3]int{}
 		for _, m := range s.Machines.All() {
 			if m.Org == org {
 				n[0]++
@@ -240,6 +262,11 @@ func recomputed(s State) map[string]any {
 		for _, c := range s.Clients.All() {
 			if c.Org == org {
 				n[1]++
+			}
+		}
+		for _, r := range s.Records.All() {
+			if r.Org == org {
+				n[2]++
 			}
 		}
 		out["counts of "+org] = n

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
-	"reflect"
 	"slices"
 	"strings"
 
@@ -17,10 +16,15 @@ import (
 type View struct {
 	Revision Revision  `json:"revision"`
 	Plan     ipam.Plan `json:"prefix"`
+	// Format is the ViewFormat of the controllers that the view is from: of older ones
+	// it lacks what is newer, and no delta brings that.
+	Format int `json:"format,omitempty"`
 	// Self is the node the view is for; of Host and Client one is set.
 	Self   Node    `json:"self"`
 	Host   *Host   `json:"host,omitempty"`
 	Client *Client `json:"client,omitempty"`
+	// Coordinate is the host's own, as the controllers have it; nil: none.
+	Coordinate *Coordinate `json:"coordinate,omitempty"`
 
 	Controllers []string `json:"controllers"` // base URLs
 	Roots       []string `json:"roots"`       // PEM, the CA's certificates
@@ -31,7 +35,13 @@ type View struct {
 	Apps     []App        `json:"apps,omitempty"`
 	Machines []Machine    `json:"machines,omitempty"`
 	Clients  []ViewClient `json:"clients,omitempty"`
+	Records  []Record     `json:"records,omitempty"`
+	Health   []Health     `json:"health,omitempty"` // of the machines that have one
 }
+
+// ViewFormat counts what was added to views. New in 1 are records, health and
+// coordinates.
+const ViewFormat = 1
 
 // ViewHost is a host as another node sees it.
 type ViewHost struct {
@@ -45,6 +55,9 @@ type ViewHost struct {
 	Cordoned     bool             `json:"cordoned,omitempty"`
 	Present      bool             `json:"present,omitempty"` // a controller holds its stream
 	Orgs         []string         `json:"orgs,omitempty"`    // carried by both
+	// Coordinate is where the host is among round trips; nil: not known. Clients are
+	// not told.
+	Coordinate *Coordinate `json:"coordinate,omitempty"`
 }
 
 // Position is where the host stands in addresses.
@@ -99,11 +112,11 @@ type Deployment struct {
 
 // View returns what node may know. ok is false if there is no such node.
 //
-// A host sees the orgs that it carries, with their apps, machines and clients,
-// and the other hosts that carry one of them. A client sees its org and the
+// A host sees the orgs that it carries, with their apps, machines (and their
+// health), clients and records, and the other hosts that carry one of them. A client sees its org and the
 // hosts that may be its gateway.
 func (s State) View(node Node, d Deployment) (v View, ok bool) {
-	v = View{Revision: s.Revision, Plan: s.Mesh.Plan, Self: node, Controllers: s.controllers(d), Roots: d.Roots}
+	v = View{Revision: s.Revision, Plan: s.Mesh.Plan, Format: ViewFormat, Self: node, Controllers: s.controllers(d), Roots: d.Roots}
 	for _, r := range s.Regions.All() {
 		v.Regions = append(v.Regions, r)
 	}
@@ -113,7 +126,7 @@ func (s State) View(node Node, d Deployment) (v View, ok bool) {
 		if !ok {
 			return View{}, false
 		}
-		v.Host = &h
+		v.Host, v.Coordinate = &h, s.coordinateOf(node.Name)
 		s.viewHost(&v, h)
 		return v, true
 	case KindClient:
@@ -160,7 +173,7 @@ func (s State) viewHost(v *View, self Host) {
 	}
 	for _, name := range slices.Sorted(maps.Keys(shared)) {
 		if h, ok := s.Hosts.Get(name); ok {
-			v.Hosts = append(v.Hosts, s.viewOf(h, shared[name]))
+			v.Hosts = append(v.Hosts, s.viewOfPeer(h, shared[name]))
 		}
 	}
 	// What is keyed by "<org>/..." comes in the order of such keys, in which "a-b/"
@@ -180,6 +193,12 @@ func (s State) viewOrg(v *View, self Host, name string) {
 	}
 	for _, c := range s.Clients.Prefix(name + "/") {
 		v.Clients = append(v.Clients, c.seenBy(self.Name))
+	}
+	for _, r := range s.Records.Prefix(name + "/") {
+		v.Records = append(v.Records, r)
+	}
+	for _, h := range s.Health.Prefix(name + "/") {
+		v.Health = append(v.Health, h)
 	}
 }
 
@@ -219,125 +238,16 @@ func (s State) viewOf(h Host, orgs []string) ViewHost {
 	}
 }
 
-// Delta leads from one view of a node to a later one. What is listed replaces
-// what has the same key; Removed names what went, as "<kind>/<key>". Controllers
-// and Roots are whole lists; none means that they stay (a mesh has always some).
-type Delta struct {
-	Revision Revision `json:"revision"`
-	Host     *Host    `json:"host,omitempty"`
-	Client   *Client  `json:"client,omitempty"`
-
-	Controllers []string `json:"controllers,omitempty"`
-	Roots       []string `json:"roots,omitempty"`
-
-	Regions  []Region     `json:"regions,omitempty"`
-	Hosts    []ViewHost   `json:"hosts,omitempty"`
-	Orgs     []Org        `json:"orgs,omitempty"`
-	Apps     []App        `json:"apps,omitempty"`
-	Machines []Machine    `json:"machines,omitempty"`
-	Clients  []ViewClient `json:"clients,omitempty"`
-	Removed  []string     `json:"removed,omitempty"`
-}
-
-// Empty reports whether nothing changes but the revision.
-func (d Delta) Empty() bool {
-	d.Revision = Revision{}
-	return reflect.DeepEqual(d, Delta{})
-}
-
-// DiffViews returns the delta that leads from old to new, views of one node.
-func DiffViews(old, new View) Delta {
-	d := Delta{Revision: new.Revision}
-	if !reflect.DeepEqual(old.Host, new.Host) {
-		d.Host = new.Host
-	}
-	if !reflect.DeepEqual(old.Client, new.Client) {
-		d.Client = new.Client
-	}
-	if !slices.Equal(old.Controllers, new.Controllers) {
-		d.Controllers = new.Controllers
-	}
-	if !slices.Equal(old.Roots, new.Roots) {
-		d.Roots = new.Roots
-	}
-	d.Regions = diffList(&d, "regions", old.Regions, new.Regions, Region.key)
-	d.Hosts = diffList(&d, "hosts", old.Hosts, new.Hosts, ViewHost.key)
-	d.Orgs = diffList(&d, "orgs", old.Orgs, new.Orgs, Org.key)
-	d.Apps = diffList(&d, "apps", old.Apps, new.Apps, App.key)
-	d.Machines = diffList(&d, "machines", old.Machines, new.Machines, Machine.key)
-	d.Clients = diffList(&d, "clients", old.Clients, new.Clients, ViewClient.key)
-	return d
-}
-
-// Apply returns the view after a delta: for every pair of views of one node,
-// old.Apply(DiffViews(old, new)) equals new.
-func (v View) Apply(d Delta) View {
-	v.Revision = d.Revision
-	if d.Host != nil {
-		v.Host = d.Host
-	}
-	if d.Client != nil {
-		v.Client = d.Client
-	}
-	if d.Controllers != nil {
-		v.Controllers = d.Controllers
-	}
-	if d.Roots != nil {
-		v.Roots = d.Roots
-	}
-	gone := map[string]bool{}
-	for _, r := range d.Removed {
-		gone[r] = true
-	}
-	v.Regions = applyList("regions", v.Regions, d.Regions, gone, Region.key)
-	v.Hosts = applyList("hosts", v.Hosts, d.Hosts, gone, ViewHost.key)
-	v.Orgs = applyList("orgs", v.Orgs, d.Orgs, gone, Org.key)
-	v.Apps = applyList("apps", v.Apps, d.Apps, gone, App.key)
-	v.Machines = applyList("machines", v.Machines, d.Machines, gone, Machine.key)
-	v.Clients = applyList("clients", v.Clients, d.Clients, gone, ViewClient.key)
+// viewOfPeer is a host as another one sees it.
+func (s State) viewOfPeer(h Host, orgs []string) ViewHost {
+	v := s.viewOf(h, orgs)
+	v.Coordinate = s.coordinateOf(h.Name)
 	return v
 }
 
-func (r Region) key() string     { return r.Name }
-func (h ViewHost) key() string   { return h.Name }
-func (o Org) key() string        { return o.Name }
-func (a App) key() string        { return a.Org + "/" + a.Name }
-func (m Machine) key() string    { return m.Org + "/" + m.ID }
-func (c ViewClient) key() string { return c.Org + "/" + c.Name }
-
-func diffList[T any](d *Delta, kind string, old, new []T, key func(T) string) (set []T) {
-	was := make(map[string]T, len(old))
-	for _, x := range old {
-		was[key(x)] = x
+func (s State) coordinateOf(host string) *Coordinate {
+	if c, ok := s.Coordinates.Get(host); ok {
+		return &c
 	}
-	for _, x := range new {
-		k := key(x)
-		if y, ok := was[k]; !ok || !reflect.DeepEqual(x, y) {
-			set = append(set, x)
-		}
-		delete(was, k)
-	}
-	for _, k := range slices.Sorted(maps.Keys(was)) {
-		d.Removed = append(d.Removed, kind+"/"+k)
-	}
-	return set
-}
-
-func applyList[T any](kind string, list, set []T, gone map[string]bool, key func(T) string) []T {
-	if len(set) == 0 && len(gone) == 0 {
-		return list
-	}
-	replaced := make(map[string]bool, len(set))
-	for _, x := range set {
-		replaced[key(x)] = true
-	}
-	var out []T
-	for _, x := range list {
-		if k := key(x); !replaced[k] && !gone[kind+"/"+k] {
-			out = append(out, x)
-		}
-	}
-	out = append(out, set...)
-	slices.SortFunc(out, func(a, b T) int { return strings.Compare(key(a), key(b)) })
-	return out
+	return nil
 }

@@ -92,6 +92,14 @@ func TestViewHoldsAllOfAnOrgCarried(t *testing.T) {
 					}
 				}
 			}
+			records, health := 0, 0
+			for _, org := range s.OrgsOf(name) {
+				records += count(s.Records, org)
+				health += count(s.Health, org)
+			}
+			if len(v.Records) != records || len(v.Health) != health {
+				t.Fatalf("host %s sees %d records and the health of %d machines, of %d and %d", name, len(v.Records), len(v.Health), records, health)
+			}
 			if len(v.Apps) != apps || len(v.Machines) != machines || len(v.Clients) != clients {
 				t.Fatalf("host %s sees %d apps, %d machines, %d clients of %d, %d, %d", name, len(v.Apps), len(v.Machines), len(v.Clients), apps, machines, clients)
 			}
@@ -191,6 +199,8 @@ func TestViewIsSorted(t *testing.T) {
 			sorted(t, "apps", v.Apps, App.key)
 			sorted(t, "machines", v.Machines, Machine.key)
 			sorted(t, "clients", v.Clients, ViewClient.key)
+			sorted(t, "records", v.Records, Record.key)
+			sorted(t, "health", v.Health, Health.key)
 		}
 	})
 }
@@ -218,6 +228,27 @@ func TestWhoHasAView(t *testing.T) {
 	}
 	if _, ok := s.View(Node{Kind: "token", Name: "fra1"}, deployment); ok {
 		t.Error("a view of something that is no node")
+	}
+}
+
+// Coordinates are for hosts: a client's view does not change with them.
+func TestCoordinatesAreForHosts(t *testing.T) {
+	t.Parallel()
+	c := Coordinate{Vec: make([]float64, CoordinateDimensions), Error: 0.3}
+	s := threeHosts().With(Change{"coordinates/ams1", c}, Change{"coordinates/fra1", c})
+	v, _ := s.View(Node{Kind: KindHost, Name: "fra1"}, deployment)
+	i := slices.IndexFunc(v.Hosts, func(h ViewHost) bool { return h.Name == "ams1" })
+	if v.Coordinate == nil || i < 0 || v.Hosts[i].Coordinate == nil {
+		t.Errorf("host fra1 does not know where it and ams1 are: %s", text(t, v))
+	}
+	client := Node{Kind: KindClient, Org: "acme", Name: "laptop"}
+	w, _ := s.View(client, deployment)
+	if strings.Contains(text(t, w), "coordinate") {
+		t.Errorf("a client is told coordinates: %s", text(t, w))
+	}
+	a := NewAdvance(Step{Before: threeHosts(), After: s, Keys: []string{"coordinates/ams1", "coordinates/fra1"}}, deployment)
+	if x := a.Audience(); x.All || x.AllClients || len(x.Clients) > 0 || slices.Contains(x.Nodes, client) {
+		t.Errorf("clients are concerned by coordinates: %+v", x)
 	}
 }
 

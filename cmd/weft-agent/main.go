@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -32,6 +33,7 @@ type settings struct {
 	log      *cli.Log
 	endpoint string
 	upstream []string
+	rules    []string
 	backend  *cli.Choice
 	disable  []string
 }
@@ -73,9 +75,14 @@ file that --config names, listen-port.`,
 	f.StringVar(&c.Link, "link", "weft0", "the WireGuard `LINK` in it")
 	f.StringVar(&c.SocketDir, "uapi-dir", "/var/run/wireguard", "where wg(8) finds the link's control socket: `DIR`")
 	f.IntVar(&c.MTU, "mtu", 0, "`BYTES` of that link (default: as the underlay allows, at most 1420)")
-	s.backend = cli.NewChoice("auto", "userspace")
-	f.Var(s.backend, "backend", "who encrypts")
-	f.StringSliceVar(&s.upstream, "upstream-dns", nil, "resolvers for all other names: `IPS` (default: those of /etc/resolv.conf)")
+	s.backend = cli.NewChoice(agent.BackendAuto, agent.BackendKernel, agent.BackendUserspace)
+	f.Var(s.backend, "backend", "who encrypts; auto: the kernel if it has WireGuard")
+	f.StringSliceVar(&s.upstream, "dns-upstream", nil, "resolvers for all other names: `IP[:PORT]`, also several (default: those of /etc/resolv.conf)")
+	f.StringSliceVar(&s.upstream, "upstream-dns", nil, "what --dns-upstream was called before")
+	f.Lookup("upstream-dns").Hidden = true
+	f.StringSliceVar(&s.rules, "dns-rule", nil, "resolvers for a domain and what is below it: `DOMAIN=IP[:PORT],...`, also several; the longest domain counts")
+	f.StringSliceVar(&c.RebindOK, "dns-rebind-ok", nil, "`DOMAINS` whose names at other resolvers may point into the mesh")
+	f.BoolVar(&c.QueryLog, "dns-log", false, "log each DNS query, up to 1000 a second")
 	f.Uint16Var(&c.ProbePort, "probe-port", 0, "UDP `PORT` of the probes between hosts, the same in the whole mesh (default 51821)")
 	f.StringVar(&c.Metrics, "metrics", "127.0.0.1:9551", "serve /metrics and /healthz on this `ADDRESS`; empty: do not")
 	f.StringSliceVar(&s.disable, "disable", nil, "switch mechanisms off, for fault injection")
@@ -107,6 +114,7 @@ has on disk stays. No agent may run with this configuration.`,
 
 // fill parses what flags give as text.
 func (s settings) fill(c *agent.HostConfig) error {
+	c.Backend = s.backend.String()
 	var err error
 	if s.endpoint != "" {
 		if c.Endpoint, err = netip.ParseAddrPort(s.endpoint); err != nil {
@@ -116,9 +124,12 @@ func (s settings) fill(c *agent.HostConfig) error {
 	for _, u := range s.upstream {
 		addr, err := parseResolver(u)
 		if err != nil {
-			return cli.Usagef("--upstream-dns %q: want an IP address, or IP:PORT", u)
+			return cli.Usagef("--dns-upstream %q: want an IP address, or IP:PORT", u)
 		}
 		c.Upstreams = append(c.Upstreams, addr)
+	}
+	if c.DNSRules, err = parseRules(s.rules); err != nil {
+		return err
 	}
 	if len(s.disable) > 0 {
 		c.Disable = map[string]bool{}
@@ -129,7 +140,31 @@ func (s settings) fill(c *agent.HostConfig) error {
 	return nil
 }
 
+// parseRules reads DOMAIN=IP[:PORT]; what has no "=" is another resolver for the
+// domain before it, because a list is cut at its commas.
+func parseRules(list []string) (map[string][]netip.AddrPort, error) {
+	rules := map[string][]netip.AddrPort{}
+	domain := ""
+	for _, entry := range list {
+		name, server, named := strings.Cut(entry, "=")
+		if !named {
+			name, server = domain, entry
+		}
+		addr, err := parseResolver(server)
+		if name == "" || err != nil {
+			return nil, mesh.WithHint(cli.Usagef("--dns-rule %q: want DOMAIN=IP or DOMAIN=IP:PORT", entry), "for example corp.example=10.0.0.53,10.0.1.53")
+		}
+		if name == "." {
+			return nil, mesh.WithHint(cli.Usagef("--dns-rule %q: all names are no domain", entry), "--dns-upstream says who is asked for them")
+		}
+		domain = strings.ToLower(strings.TrimSuffix(name, "."))
+		rules[domain] = append(rules[domain], addr)
+	}
+	return rules, nil
+}
+
 func parseResolver(s string) (netip.AddrPort, error) {
+	s = strings.TrimSpace(s)
 	if a, err := netip.ParseAddr(s); err == nil {
 		return netip.AddrPortFrom(a, 53), nil
 	}

@@ -163,17 +163,34 @@ func attachedTable(machines []local.Attached) cli.Table {
 
 func digCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "dig NAME [TYPE]", Short: "Ask this node's resolver", Args: cli.Args("NAME", "[TYPE]"),
+		Use: "dig NAME [TYPE]", Short: "Ask this node's resolver", Args: digArgs,
 		Long: `Ask this node's resolver, as a member of an org: a laptop is one of its own org's, on
 a host --org says which. TYPE is AAAA unless given. A name that does not exist ends
-with exit code 3.`,
+with exit code 3.
+
+With --explain it says instead why the answer is what it is: every machine that the
+name means, how far its host is and on what that rests, what state it is in, how old
+each of these facts is, and why it is in the answer or not. --as says which machine
+asks: one of the app that the name is of gets all of it. Inside a machine that one
+asks; a laptop's names are answered by its gateway, so there it says where to ask.
+
+With --top it prints the names that this host's resolver is asked most, and about how
+often since the agent was started.`,
 		Example: `  weft dig web.internal
   weft dig --org acme global.web.internal
-  weft dig regions.web.internal TXT --short`,
+  weft dig regions.web.internal TXT --short
+  weft dig --org acme --explain --as 148e21dad76789 web.internal
+  weft dig --top`,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if on, _ := cmd.Flags().GetBool("top"); on {
+				return top(cmd)
+			}
 			kind := "AAAA"
 			if len(args) > 1 {
 				kind = strings.ToUpper(args[1])
+			}
+			if on, _ := cmd.Flags().GetBool("explain"); on {
+				return explain(cmd, args[0], kind)
 			}
 			org, _ := cmd.Flags().GetString("org")
 			d, err := node(cmd).Dig(cmd.Context(), org, args[0], kind)
@@ -184,7 +201,7 @@ with exit code 3.`,
 				return err
 			}
 			if d.Rcode == "NXDOMAIN" {
-				return cli.WithCode(fmt.Errorf("%s: there is no such name in this org (NXDOMAIN)", args[0]), cli.CodeNotFound)
+				return noSuchName(args[0])
 			}
 			return nil
 		},
@@ -192,7 +209,22 @@ with exit code 3.`,
 	addSocket(cmd)
 	addOrg(cmd)
 	cmd.Flags().Bool("short", false, "print only what the records hold")
+	cmd.Flags().Bool("explain", false, "say why the answer is what it is")
+	cmd.Flags().String("as", "", "with --explain: the `MACHINE` that asks")
+	cmd.Flags().Bool("top", false, "print the names that are asked most")
 	return cmd
+}
+
+// digArgs wants a name, unless it is about all of them.
+func digArgs(cmd *cobra.Command, args []string) error {
+	if on, _ := cmd.Flags().GetBool("top"); on {
+		return cli.Args()(cmd, args)
+	}
+	return cli.Args("NAME", "[TYPE]")(cmd, args)
+}
+
+func noSuchName(name string) error {
+	return cli.WithCode(fmt.Errorf("%s: there is no such name in this org (NXDOMAIN)", name), cli.CodeNotFound)
 }
 
 func printDig(cmd *cobra.Command, d local.Dig) error {

@@ -38,10 +38,17 @@ old one goes on, and when it listens on a port what is sent to the address comes
 here. What is on its way to the old one is still delivered; then that one gets
 SIGTERM, and SIGKILL if it does not end, and its "weft run" says where the machine
 went and exits with code 0: nothing is to be restarted there. (So do not give --move
-to a supervisor that starts a command again whatever its exit code.)`,
+to a supervisor that starts a command again whatever its exit code.)
+
+With --check the host looks at the machine again and again, and it is in names only
+while all checks pass: tcp:PORT (something accepts), http:PORT/PATH (a GET is answered
+with 2xx or 3xx), exec:COMMAND (the shell runs it inside the machine, and it ends with
+0). Its names begin with the first pass; three failures in a row take it out of them,
+and two passes bring it back, more if that happens again and again.`,
 		Example: `  weft run --org acme --app web -- python3 -m http.server --bind :: 80
   weft run --org acme --app db --name db-1 --meta role=primary -- postgres
-  weft run --org acme --app db --name db-1 --move -- postgres`,
+  weft run --org acme --app db --name db-1 --move -- postgres
+  weft run --org acme --app web --check http:80/healthz --drain 10s -- nginx -g 'daemon off;'`,
 		Args:        cli.Args("COMMAND..."),
 		Annotations: map[string]string{cli.OwnCode: strconv.Itoa(attach.ExitFailed)},
 		RunE:        run,
@@ -56,6 +63,9 @@ to a supervisor that starts a command again whatever its exit code.)`,
 	f.StringToString("meta", nil, "what it can be found by: `KEY=VALUE`, also several")
 	f.Bool("stable", false, "keep its address on another host (default: if it has a name)")
 	f.Bool("move", false, "take it over from the host where it runs")
+	addChecks(f)
+	f.Bool("unlisted", false, "give it no name but <machine>.vm.<app>")
+	f.Duration("drain", 0, "when this is asked to end: how `LONG` it is out of names before COMMAND is")
 	f.Duration("ready-within", readyWithin, "with --move: the address comes here when COMMAND listens on a port, or after so long")
 	return cmd
 }
@@ -67,11 +77,13 @@ func run(cmd *cobra.Command, args []string) error {
 	}
 	s := &stay{client: node(cmd), request: request, interrupted: cmd.Context(), note: func(format string, args ...any) { cli.Notef(cmd, format, args...) }}
 	s.readyWithin, _ = cmd.Flags().GetDuration("ready-within")
+	drain, _ := cmd.Flags().GetDuration("drain")
 	// Signals are the command's: they do not end the context, once it runs.
 	ctx, cancel := context.WithCancel(context.WithoutCancel(cmd.Context()))
 	s.end = cancel
 	code, err := attach.Run(ctx, attach.RunConfig{
 		Command: args, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Attach: s.attach,
+		Started: s.look, Drain: drain, Draining: func() { s.drain(ctx, drain) },
 	})
 	cancel()
 	s.keeping.Wait()
@@ -106,6 +118,13 @@ func attachRequest(cmd *cobra.Command) (r local.AttachRequest, err error) {
 	r.Group, _ = f.GetString("group")
 	r.Meta, _ = f.GetStringToString("meta")
 	r.Move, _ = f.GetBool("move")
+	r.Unlisted, _ = f.GetBool("unlisted")
+	if r.Checks, err = checksOf(cmd); err != nil {
+		return r, err
+	}
+	if drain, _ := f.GetDuration("drain"); drain < 0 || drain > mostDrain {
+		return r, cli.Usagef("--drain %s: want 0 to %s", drain, mostDrain)
+	}
 	if f.Changed("stable") {
 		stable, _ := f.GetBool("stable")
 		r.Stable = &stable

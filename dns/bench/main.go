@@ -1,6 +1,7 @@
 // Command bench measures the mesh's name server against others on the same zone:
 // queries per second of one core, CPU per query, and the time of an answer under
-// load. `make bench-dns` builds the rivals and runs it. It works in a network
+// load; and what changes of the zone cost, in time, in memory and to those who ask
+// meanwhile. `make bench-dns` builds the rivals and runs it. It works in a network
 // namespace of its own and leaves nothing behind.
 package main
 
@@ -20,7 +21,9 @@ import (
 
 func main() {
 	var c config
-	serve := flag.String("serve", "", "be a `SERVER`: weft or bare (for bench itself)")
+	serve := flag.String("serve", "", "be a `SERVER`: weft, changing or bare (for bench itself)")
+	ask := flag.Bool("ask", false, "be the one who asks at a steady rate (for bench itself)")
+	only := flag.String("only", "", "one `PART`: rate, latency or change")
 	flag.StringVar(&c.coredns, "coredns", "", "the CoreDNS `PROGRAM`")
 	flag.StringVar(&c.nsd, "nsd", "", "the NSD `PROGRAM`")
 	flag.StringVar(&c.libs, "libs", "", "a `DIRECTORY` with NSD's libraries")
@@ -35,10 +38,12 @@ func main() {
 	switch {
 	case *serve != "":
 		err = serveUntil(ctx, *serve)
+	case *ask:
+		err = askSteadily(c.length)
 	case !*inside:
 		err = enter(ctx)
 	default:
-		err = c.run(ctx)
+		err = c.run(ctx, *only)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -82,7 +87,7 @@ type result struct {
 	memory    float64 // resident, MB
 }
 
-func (c config) run(ctx context.Context) error {
+func (c config) run(ctx context.Context, only string) error {
 	if runtime.NumCPU() < 2 {
 		return fmt.Errorf("it takes two cores: one for the server, one for the load")
 	}
@@ -98,6 +103,25 @@ func (c config) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	for _, part := range []struct {
+		name string
+		run  func() error
+	}{
+		{"rate", func() error { return c.rates(ctx, self, dir) }},
+		{"latency", func() error { return c.latency(ctx, self) }},
+		{"change", func() error { heap(); return changes(ctx, c.rounds) }},
+	} {
+		if only == "" || only == part.name {
+			if err := part.run(); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// rates compares how much the servers answer.
+func (c config) rates(ctx context.Context, self, dir string) error {
 	servers := []server{
 		{name: "weft", args: []string{self, "-serve", "weft"}, mixed: true},
 		{name: "bare", args: []string{self, "-serve", "bare"}},

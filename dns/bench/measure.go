@@ -19,8 +19,8 @@ import (
 	"github.com/weftmesh/weft/dns"
 )
 
-// measure starts a server on the first core, asks it from the second, and ends it.
-func (c config) measure(ctx context.Context, s server, dir, kind string) (r result, err error) {
+// with starts a server on the first core, calls f, and ends it.
+func (c config) with(ctx context.Context, s server, f func(ctx context.Context, pid int) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var log bytes.Buffer
@@ -31,7 +31,7 @@ func (c config) measure(ctx context.Context, s server, dir, kind string) (r resu
 	cmd.WaitDelay = 5 * time.Second
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
-		return r, err
+		return err
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
@@ -40,15 +40,29 @@ func (c config) measure(ctx context.Context, s server, dir, kind string) (r resu
 		<-ended
 	}()
 	if err := awaitAnswer(ctx, ended); err != nil {
-		return r, fmt.Errorf("%w\n%s", err, log.String())
+		return fmt.Errorf("%w\n%s", err, log.String())
 	}
+	return f(ctx, cmd.Process.Pid)
+}
+
+// measure asks a server from the second core.
+func (c config) measure(ctx context.Context, s server, dir, kind string) (r result, err error) {
+	err = c.with(ctx, s, func(ctx context.Context, pid int) error {
+		r, err = c.rate(ctx, pid, dir, kind)
+		return err
+	})
+	return r, err
+}
+
+// rate asks the server that is there as much as it answers.
+func (c config) rate(ctx context.Context, pid int, dir, kind string) (r result, err error) {
 	if err := check(ctx); err != nil {
 		return r, err
 	}
 	if _, err := c.load(ctx, dir, kind, time.Second); err != nil { // warm
 		return r, err
 	}
-	pids := family(cmd.Process.Pid)
+	pids := family(pid)
 	before := cpuTime(pids)
 	times := make(chan []time.Duration, 1)
 	probing, stopProbing := context.WithCancel(ctx)

@@ -39,19 +39,25 @@ func data() dns.Data {
 		d.Hosts = append(d.Hosts, dns.Host{Name: fmt.Sprintf("h%d", i), Region: d.Regions[i%3].Name, Addr: netip.MustParseAddr(fmt.Sprintf("fd12:3456:789a:0:100:%x:0:1", i+1))})
 	}
 	org := dns.Org{Name: "acme", Prefix: netip.MustParsePrefix("fd12:3456:789a:1::/64"), Resolver: netip.MustParseAddr(serverAddr)}
-	machine := func(i int, id, app string, host int) {
-		org.Machines = append(org.Machines, dns.Machine{ID: id, App: app, Host: fmt.Sprintf("h%d", host), Addr: address(i), Started: true, Healthy: true})
-	}
 	for i := range names {
-		machine(i, fmt.Sprintf("m%d", i), fmt.Sprintf("app%d", i), i%9)
+		org.Machines = append(org.Machines, plainMachine(i))
 	}
 	for g := range groups {
 		for i := range 30 {
-			machine(names+30*g+i, fmt.Sprintf("g%d-%d", g, i), fmt.Sprintf("group%d", g), i%9)
+			org.Machines = append(org.Machines, machine(names+30*g+i, fmt.Sprintf("g%d-%d", g, i), fmt.Sprintf("group%d", g), i%9))
 		}
 	}
 	d.Orgs = []dns.Org{org}
 	return d
+}
+
+func machine(i int, id, app string, host int) dns.Machine {
+	return dns.Machine{ID: id, App: app, Host: fmt.Sprintf("h%d", host), Addr: address(i), Started: true, Healthy: true}
+}
+
+// plainMachine is the only one of its app.
+func plainMachine(i int) dns.Machine {
+	return machine(i, fmt.Sprintf("m%d", i), fmt.Sprintf("app%d", i), i%9)
 }
 
 // prepare makes the namespace's addresses, the zone file, the questions and the

@@ -32,7 +32,8 @@ func (m *machines) adopt(ctx context.Context, ours mesh.Machine, told *mesh.Mach
 		return mesh.Machine{}, ctx.Err()
 	}
 	stable := ours.Stable
-	ask := api.CreateMachine{ID: ours.ID, App: ours.App, Group: ours.Group, Meta: ours.Meta, Stable: &stable, Endpoint: ours.Endpoint}
+	ask := api.CreateMachine{ID: ours.ID, App: ours.App, Group: ours.Group, Meta: ours.Meta, Stable: &stable, Endpoint: ours.Endpoint,
+		Unlisted: ours.Unlisted, Checks: ours.Checks}
 	switch {
 	case told == nil:
 	case told.Host == m.host:

@@ -19,6 +19,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/weftmesh/weft/dns"
 	"github.com/weftmesh/weft/mesh"
 	"github.com/weftmesh/weft/mesh/agent/local"
 	"github.com/weftmesh/weft/mesh/agent/probe"
@@ -53,9 +54,14 @@ type HostConfig struct {
 	Link      string           // the WireGuard link in it; default "weft0"
 	SocketDir string           // of WireGuard's control socket, LINK.sock; default /var/run/wireguard
 	MTU       int              // of that link; default: the underlay's less 80, at most 1420
+	Backend   string           // BackendAuto, the default, BackendKernel or BackendUserspace
 	Upstreams []netip.AddrPort // resolvers for other names; default: those of /etc/resolv.conf
 	Socket    string           // the local API; default local.HostSocket
 	Metrics   string           // IP:PORT of /metrics and /healthz; default: none
+
+	DNSRules map[string][]netip.AddrPort // resolvers of their own for domains and what is below them
+	RebindOK []string                    // domains whose names at other resolvers may point into the mesh
+	QueryLog bool                        // a line for each DNS query
 
 	Timing Timing
 	// Disable switches single mechanisms off, to show that tests notice. It is for
@@ -199,6 +205,10 @@ func (c HostConfig) withDefaults() (HostConfig, error) {
 	}
 	if len(c.Link) > 15 {
 		return c, fmt.Errorf("link name %q: at most 15 characters", c.Link)
+	}
+	// What is wrong with these is known before the host joins.
+	if _, err := dns.NewForwarder(dns.ForwarderConfig{Domains: c.DNSRules, Rebind: c.RebindOK}); err != nil {
+		return c, err
 	}
 	return c, checkDisable(c.Disable, c.Log)
 }

@@ -157,7 +157,7 @@ func at(t *testing.T, epoch uint32, revision int64, hosts int) *mesh.View {
 // plus is a change to a revision that adds a host.
 func plus(epoch uint32, revision int64) api.Event {
 	h := mesh.ViewHost{Name: "new", Number: 900, Key: mesh.Key(keyOf(250))}
-	return api.Event{Delta: &mesh.Delta{Revision: mesh.Revision{Epoch: epoch, Revision: revision}, Hosts: []mesh.ViewHost{h}}}
+	return api.Event{Delta: &mesh.Delta{Revision: mesh.Revision{Epoch: epoch, Revision: revision}, Format: mesh.ViewFormat, Hosts: []mesh.ViewHost{h}}}
 }
 
 func whole(v *mesh.View) api.Event { return api.Event{Snapshot: v} }

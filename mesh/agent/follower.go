@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -55,7 +57,8 @@ type contact struct {
 	fromCache  bool      // no controller has confirmed the view since the start
 	// told is what the controllers say: more or less than the view in force while a
 	// removal is held back. nil: nothing yet.
-	told *mesh.View
+	told   *mesh.View
+	saying *version // that told is made of when somebody asks, see follower.Contact
 }
 
 // follower holds a node's view: first the one on disk, then what the controllers
@@ -76,15 +79,21 @@ type follower struct {
 	failures int               // so far
 	reasons  map[string]string // by controller: why, as logged
 
-	view     atomic.Pointer[mesh.View]
+	view     atomic.Pointer[version]
 	contacts atomic.Pointer[contact]
 	changed  signal
+	hosts    signal                    // the hosts in the view, or the view as a whole
+	told     string                    // the controller for which worked was called last; of Run alone
 	keep     chan struct{}             // wakes the writer of the cache
 	kept     atomic.Pointer[mesh.View] // that is on disk
 	written  signal
-	// Set before Run, if wanted: called with the view whenever a controller stands by
-	// it, and after the view has changed.
+	// Set before load and Run, if wanted. confirm is called with the view whenever a
+	// controller stands by it, unless all that it says since the last time leaves the
+	// hosts as they were. names is called with each view that comes in force, before
+	// anybody else sees it: step, if it is not nil, is all that leads there from the one
+	// before. wake is called after the view has changed.
 	confirm func(*mesh.View, time.Time)
+	names   func(v *version, step *mesh.Delta)
 	wake    func()
 	once    bool // fault injection: a stream that ended is not opened again
 }
@@ -93,7 +102,7 @@ func newFollower(node mesh.Node, dir string, t Timing, s streams, p *problems, l
 	f := &follower{
 		node: node, dir: dir, timing: t, streams: s, problems: p, log: log, keep: make(chan struct{}, 1),
 		failed: map[string]int{}, reasons: map[string]string{},
-		confirm: func(*mesh.View, time.Time) {}, wake: func() {},
+		confirm: func(*mesh.View, time.Time) {}, names: func(*version, *mesh.Delta) {}, wake: func() {},
 	}
 	f.current.holdFor = t.HoldFor
 	f.contacts.Store(&contact{})
@@ -102,10 +111,14 @@ func newFollower(node mesh.Node, dir string, t Timing, s streams, p *problems, l
 
 // View returns the view in force, nil if there is none yet. It is not to be
 // changed.
-func (f *follower) View() *mesh.View { return f.view.Load() }
+func (f *follower) View() *mesh.View { return f.view.Load().View() }
 
 // Contact returns what is known of the controllers.
-func (f *follower) Contact() contact { return *f.contacts.Load() }
+func (f *follower) Contact() contact {
+	c := *f.contacts.Load()
+	c.told = c.saying.View()
+	return c
+}
 
 // load takes the view on disk.
 func (f *follower) load() {
@@ -122,8 +135,10 @@ func (f *follower) load() {
 	f.log.Info("starting from the view on disk", "rev", v.Revision.String(), "saved", saved.Format(time.RFC3339), "peers", len(v.Hosts))
 	f.current.restore(v, whole)
 	f.contacts.Store(&contact{last: saved, fromCache: true})
-	f.view.Store(v)
+	f.names(f.current.effective, nil)
+	f.view.Store(f.current.effective)
 	f.changed.fire()
+	f.hosts.fire()
 }
 
 // awaitKept waits until a view that holds says yes to is on disk, or a while if the
@@ -233,6 +248,9 @@ func (f *follower) snapshot(v *mesh.View, now time.Time) error {
 // if the stream was opened with that, and else one of what the stream said before.
 func (f *follower) delta(d mesh.Delta, got bool, last mesh.Revision, now time.Time) error {
 	newest := f.current.newest()
+	if err := f.checkDelta(d); err != nil {
+		return fmt.Errorf("%w: %w", errUnsound, err)
+	}
 	switch {
 	case got && f.current.delta(d, now), !got && last != (mesh.Revision{}) && f.current.resumed(d, now):
 		return nil
@@ -242,25 +260,54 @@ func (f *follower) delta(d mesh.Delta, got bool, last mesh.Revision, now time.Ti
 	return fmt.Errorf("%w: a change to revision %s of a view of revision %s", errUnsound, d.Revision, newest)
 }
 
+// checkDelta reports numbers that the view's plan has no room for, as checkView does:
+// names are made of a change before anybody looks at the view.
+func (f *follower) checkDelta(d mesh.Delta) error {
+	if f.current.effective == nil {
+		return nil
+	}
+	v := mesh.View{Plan: f.current.effective.head.Plan, Host: d.Host, Hosts: d.Hosts, Orgs: d.Orgs}
+	return v.Validate()
+}
+
 // publish makes the current view the one in force; age is that of what the controller
 // knows.
 func (f *follower) publish(server string, now time.Time, age time.Duration) {
 	f.problems.set("controller", "")
 	f.held()
-	f.contacts.Store(&contact{connected: true, controller: server, last: now.Add(-age), told: f.current.told})
-	v := f.current.effective
-	f.confirm(v, now)
+	f.contacts.Store(&contact{connected: true, controller: server, last: now.Add(-age), saying: f.current.told})
+	v, step := f.current.effective, f.current.step
 	if v == f.view.Load() {
+		f.confirm(v.View(), now)
 		return
+	}
+	f.names(v, step)
+	hosts := step == nil || changesHosts(*step)
+	if hosts {
+		f.confirm(v.View(), now)
 	}
 	f.view.Store(v)
 	f.wake()
 	f.changed.fire()
-	f.streams.worked(server, v)
+	if hosts {
+		f.hosts.fire()
+	}
+	if step == nil || step.Controllers != nil || step.Roots != nil || f.told != server {
+		f.streams.worked(server, v.View())
+		f.told = server
+	}
 	select {
 	case f.keep <- struct{}{}:
 	default:
 	}
+}
+
+// changesHosts reports whether a change is one of hosts, too.
+func changesHosts(d mesh.Delta) bool {
+	return d.Host != nil || d.Coordinate != nil || len(d.Hosts) > 0 ||
+		slices.ContainsFunc(d.Removed, func(key string) bool {
+			return strings.HasPrefix(key, "hosts/") || strings.HasPrefix(key, "coordinates/")
+		})
 }
 
 func (f *follower) held() {

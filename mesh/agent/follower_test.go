@@ -96,7 +96,7 @@ func follow(t *testing.T, s *script) (f *follower, p *problems, end func() error
 // sound view of a host called self.
 func soundView(t *testing.T, hosts, machines int) *mesh.View {
 	v := crowd(hosts, 0, machines)
-	v.Plan = testPlan(t)
+	v.Plan, v.Format = testPlan(t), mesh.ViewFormat
 	return v
 }
 

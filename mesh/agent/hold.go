@@ -69,11 +69,18 @@ func retain(old, new *mesh.View) *mesh.View {
 	for _, c := range new.Clients {
 		used[c.Endpoint.String()] = true
 	}
+	kept := map[string]bool{}
 	for _, m := range lost(old.Machines, new.Machines, machineKey) {
 		if !used[m.Endpoint.String()] {
-			v.Machines = append(slices.Clip(v.Machines), m)
+			v.Machines, kept[machineKey(m)] = append(slices.Clip(v.Machines), m), true
 		}
 	}
+	for _, h := range lost(old.Health, new.Health, healthKey) {
+		if kept[healthKey(h)] { // without, it would not be in names
+			v.Health = append(slices.Clip(v.Health), h)
+		}
+	}
+	v.Records = append(slices.Clip(v.Records), lost(old.Records, new.Records, recordKey)...)
 	for _, c := range lost(old.Clients, new.Clients, clientKey) {
 		if !used[c.Endpoint.String()] && (c.Key == nil || !keys[c.Key.String()]) {
 			v.Clients = append(slices.Clip(v.Clients), c)
@@ -86,6 +93,8 @@ func retain(old, new *mesh.View) *mesh.View {
 func hostKey(h mesh.ViewHost) string     { return h.Name }
 func machineKey(m mesh.Machine) string   { return m.Org + "/" + m.ID }
 func clientKey(c mesh.ViewClient) string { return c.Org + "/" + c.Name }
+func healthKey(h mesh.Health) string     { return h.Org + "/" + h.Machine }
+func recordKey(r mesh.Record) string     { return r.Org + "/" + r.Name + "/" + r.Type }
 
 // ownClients are the clients that are peers of the view's node.
 func ownClients(v *mesh.View) []mesh.ViewClient {
@@ -114,6 +123,8 @@ func sortView(v *mesh.View) {
 	sortBy(v.Apps, func(a mesh.App) string { return a.Org + "/" + a.Name })
 	sortBy(v.Machines, machineKey)
 	sortBy(v.Clients, clientKey)
+	sortBy(v.Records, recordKey)
+	sortBy(v.Health, healthKey)
 }
 
 func sortBy[T any](list []T, key func(T) string) {
@@ -141,9 +152,12 @@ func sortBy[T any](list []T, key func(T) string) {
 type current struct {
 	holdFor time.Duration // 0: never hold
 
-	told      *mesh.View // nil: nothing yet
-	kept      *mesh.View // what they said before the start, from disk; nil: not known
-	effective *mesh.View
+	told      *version // nil: nothing yet
+	kept      *version // what they said before the start, from disk; nil: not known
+	effective *version
+	// step is all that leads to effective from the one before, of one change; nil: it
+	// is another one as a whole.
+	step      *mesh.Delta
 	heldSince time.Time // zero: not held
 	why       string
 	upTo      mesh.Revision // told, or kept, is known to be right up to here
@@ -153,22 +167,32 @@ type current struct {
 // said, and no more. Nothing is told before a controller speaks, so that its first
 // word is weighed against what works.
 func (c *current) restore(v *mesh.View, whole bool) {
-	c.effective = v
+	c.effective = versionOf(v)
 	if whole {
-		c.kept, c.upTo = v, v.Revision
+		c.kept, c.upTo = c.effective, v.Revision
 	}
 }
 
-// resume is the revision from which a delta would be of use; zero: none.
-func (c *current) resume() mesh.Revision { return c.upTo }
+// resume is the revision from which a delta would be of use; zero: none. A view of
+// older controllers lacks what no delta brings.
+func (c *current) resume() mesh.Revision {
+	said := c.told
+	if said == nil {
+		said = c.kept
+	}
+	if said != nil && said.head.Format < mesh.ViewFormat {
+		return mesh.Revision{}
+	}
+	return c.upTo
+}
 
 // newest is the revision of the newest view that this node has seen.
 func (c *current) newest() mesh.Revision {
 	switch {
 	case c.told != nil:
-		return c.told.Revision
+		return c.told.head.Revision
 	case c.effective != nil:
-		return c.effective.Revision
+		return c.effective.head.Revision
 	}
 	return mesh.Revision{}
 }
@@ -179,8 +203,10 @@ func (c *current) snapshot(v *mesh.View, now time.Time) bool {
 	if earlier(v.Revision, c.newest()) {
 		return false
 	}
-	c.told, c.kept, c.upTo = v, nil, v.Revision
-	if why := heldBack(c.effective, v); why != "" && c.holdFor > 0 {
+	// Of newer controllers: what this node does not know of, it has not kept.
+	v.Format = min(v.Format, mesh.ViewFormat)
+	c.told, c.kept, c.upTo, c.step = versionOf(v), nil, v.Revision, nil
+	if why := heldBack(c.effective.View(), v); why != "" && c.holdFor > 0 {
 		if c.heldSince.IsZero() {
 			c.heldSince = now
 		}
@@ -200,22 +226,37 @@ func (c *current) resumed(d mesh.Delta, now time.Time) bool {
 	if said == nil {
 		said = c.kept
 	}
-	if said == nil || !follows(d.Revision, said.Revision) {
+	if said == nil || !follows(d.Revision, said.head.Revision) {
 		return false
 	}
-	v := said.Apply(d)
-	return v.Validate() == nil && c.snapshot(&v, now)
+	was := c.effective
+	v := said.View().Apply(d)
+	v.Format = d.Format // of older controllers: what it does not tell of changes unseen
+	if v.Validate() != nil || !c.snapshot(&v, now) {
+		return false
+	}
+	c.stepped(was, said, d)
+	return true
+}
+
+// stepped notes that d led from said to told: if these were, and are, in force, it is
+// all that has changed.
+func (c *current) stepped(was, said *version, d mesh.Delta) {
+	if c.step = nil; was == said && c.effective == c.told {
+		c.step = &d
+	}
 }
 
 // delta takes a change of what the controllers said last. It is false if that is
 // not what it follows: if nothing was said yet, or something later.
 func (c *current) delta(d mesh.Delta, now time.Time) bool {
-	if c.told == nil || !follows(d.Revision, c.told.Revision) || d.Revision == c.told.Revision && !d.Empty() {
+	if c.told == nil || !follows(d.Revision, c.told.head.Revision) || d.Revision == c.told.head.Revision && !d.Empty() {
 		return false
 	}
-	v := c.told.Apply(d)
-	c.told, c.upTo = &v, v.Revision
+	was, said := c.effective, c.told
+	c.told, c.upTo = said.with(d), d.Revision
 	c.settle(now)
+	c.stepped(was, said, d)
 	return true
 }
 
@@ -234,9 +275,9 @@ func (c *current) settle(now time.Time) {
 	case c.heldSince.IsZero():
 		c.effective = c.told
 	case now.Sub(c.heldSince) >= c.holdFor:
-		c.heldSince, c.why, c.effective = time.Time{}, "", c.told
+		c.heldSince, c.why, c.effective, c.step = time.Time{}, "", c.told, nil
 	default:
-		c.effective = retain(c.effective, c.told)
+		c.effective = versionOf(retain(c.effective.View(), c.told.View()))
 	}
 }
 

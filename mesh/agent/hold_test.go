@@ -67,22 +67,22 @@ func TestCilium31985NothingRemovedOnPartialKnowledge(t *testing.T) {
 	part := crowd(3, 0, 3)
 	part.Revision.Revision = 5
 	c.snapshot(part, start.Add(time.Minute))
-	if len(c.effective.Hosts) != 20 || len(c.effective.Machines) != 20 || c.effective.Revision != part.Revision {
-		t.Fatalf("half a snapshot took away: %d hosts, %d machines left", len(c.effective.Hosts), len(c.effective.Machines))
+	if len(c.effective.View().Hosts) != 20 || len(c.effective.View().Machines) != 20 || c.effective.View().Revision != part.Revision {
+		t.Fatalf("half a snapshot took away: %d hosts, %d machines left", len(c.effective.View().Hosts), len(c.effective.View().Machines))
 	}
 	// What it adds counts at once.
 	d := mesh.Delta{Revision: mesh.Revision{Revision: 6}, Machines: []mesh.Machine{{Org: "o", ID: "new", Endpoint: netip.MustParsePrefix("fd00::9:9:0/112")}}}
 	c.delta(d, start.Add(2*time.Minute))
-	if !slices.ContainsFunc(c.effective.Machines, func(m mesh.Machine) bool { return m.ID == "new" }) || len(c.effective.Machines) != 21 {
-		t.Fatalf("a new machine while held: %d machines", len(c.effective.Machines))
+	if !slices.ContainsFunc(c.effective.View().Machines, func(m mesh.Machine) bool { return m.ID == "new" }) || len(c.effective.View().Machines) != 21 {
+		t.Fatalf("a new machine while held: %d machines", len(c.effective.View().Machines))
 	}
 	c.heard(mesh.Revision{}, start.Add(3*time.Minute))
-	if len(c.effective.Hosts) != 20 {
+	if len(c.effective.View().Hosts) != 20 {
 		t.Fatal("applied before its time")
 	}
 	c.heard(mesh.Revision{}, start.Add(4*time.Minute))
-	if len(c.effective.Hosts) != 3 || len(c.effective.Machines) != 4 {
-		t.Fatalf("confirmed, and not applied: %d hosts, %d machines", len(c.effective.Hosts), len(c.effective.Machines))
+	if len(c.effective.View().Hosts) != 3 || len(c.effective.View().Machines) != 4 {
+		t.Fatalf("confirmed, and not applied: %d hosts, %d machines", len(c.effective.View().Hosts), len(c.effective.View().Machines))
 	}
 }
 
@@ -94,18 +94,18 @@ func TestHoldEndsWithAWholeSnapshot(t *testing.T) {
 	c.snapshot(crowd(0, 0, 0), start.Add(time.Second))
 	whole := crowd(20, 0, 0)
 	c.snapshot(whole, start.Add(2*time.Second))
-	if c.effective != whole || !c.heldSince.IsZero() {
+	if c.effective.View() != whole || !c.heldSince.IsZero() {
 		t.Fatal("still held")
 	}
 	// A later one is held anew, for the whole time.
 	c.snapshot(crowd(0, 0, 0), start.Add(59*time.Second))
 	c.heard(mesh.Revision{}, start.Add(62*time.Second))
-	if len(c.effective.Hosts) != 20 {
+	if len(c.effective.View().Hosts) != 20 {
 		t.Fatal("the old hold counted for the new one")
 	}
 	// One confirmed by a reconnect keeps its clock.
 	c.snapshot(crowd(0, 0, 0), start.Add(119*time.Second))
-	if len(c.effective.Hosts) != 0 {
+	if len(c.effective.View().Hosts) != 0 {
 		t.Fatal("a reconnect after the hold did not count as confirmation")
 	}
 }
@@ -115,12 +115,12 @@ func TestDeltaIsNotHeld(t *testing.T) {
 	c := current{holdFor: time.Hour}
 	c.snapshot(crowd(20, 0, 0), time.Unix(0, 0))
 	d := mesh.Delta{Revision: mesh.Revision{Revision: 1}}
-	for _, h := range c.told.Hosts {
+	for _, h := range c.told.View().Hosts {
 		d.Removed = append(d.Removed, "hosts/"+h.Name)
 	}
 	c.delta(d, time.Unix(1, 0))
-	if len(c.effective.Hosts) != 0 {
-		t.Fatalf("%d hosts left", len(c.effective.Hosts))
+	if len(c.effective.View().Hosts) != 0 {
+		t.Fatalf("%d hosts left", len(c.effective.View().Hosts))
 	}
 }
 
@@ -137,6 +137,8 @@ func TestRetain(t *testing.T) {
 			}
 			for i := range rapid.IntRange(0, 8).Draw(t, label+" machines") {
 				v.Machines = append(v.Machines, mesh.Machine{Org: "o", ID: fmt.Sprintf("%s%d", label, i), Endpoint: netip.PrefixFrom(netip.AddrFrom16([16]byte{0xfd, 13: byte(rapid.IntRange(1, 20).Draw(t, "slot"))}), 112)})
+				v.Health = append(v.Health, mesh.Health{Org: "o", Machine: v.Machines[i].ID, Passing: true})
+				v.Records = append(v.Records, mesh.Record{Org: "o", Name: v.Machines[i].ID, Type: "TXT"})
 			}
 			sortView(v)
 			return v
@@ -160,6 +162,12 @@ func TestRetain(t *testing.T) {
 				slices.ContainsFunc(new.Machines, func(x mesh.Machine) bool { return x.Endpoint == m.Endpoint }) {
 				t.Fatalf("machine %s was kept beside one with its endpoint", m.ID)
 			}
+			if !slices.ContainsFunc(got.Health, func(h mesh.Health) bool { return h.Machine == m.ID }) {
+				t.Fatalf("machine %s was kept, and its health was not: it is in no name", m.ID)
+			}
+		}
+		if len(got.Health) != len(got.Machines) || len(got.Records) != len(old.Records)+len(new.Records) {
+			t.Fatalf("%d machines, %d healths, %d records", len(got.Machines), len(got.Health), len(got.Records))
 		}
 		if !slices.IsSortedFunc(got.Hosts, func(a, b mesh.ViewHost) int { return strings.Compare(a.Name, b.Name) }) {
 			t.Fatal("hosts are not sorted")

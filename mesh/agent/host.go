@@ -34,6 +34,7 @@ type host struct {
 	passes   atomic.Uint64
 	passTime atomic.Int64 // of the last pass
 	presence presenceSlot
+	surveyor *surveyor
 }
 
 // ready is what the local API needs besides what host holds.
@@ -42,7 +43,7 @@ type ready struct{ follower *follower }
 // RunHost is the agent of a host: it joins the mesh if it has not yet, and makes
 // the host what its view says, until ctx ends (nil). What then stays, so that
 // machines and a restart find it: the data plane's namespace with the firewall and
-// the machines' links; the tunnels end with the process. See Clean.
+// the machines' links, and the tunnels if they are the kernel's. See Clean.
 //
 // It retries everything that may get better. An error ends it only if the
 // configuration cannot be right, something it needs is missing on this system, the
@@ -52,10 +53,16 @@ func RunHost(ctx context.Context, cfg HostConfig) error {
 	if err != nil {
 		return err
 	}
-	if err := checkSystem(cfg.Port, cfg.Socket); err != nil {
+	if cfg.Backend, err = cfg.chooseBackend(); err != nil {
+		return err
+	}
+	if err := checkSystem(cfg.Backend == BackendUserspace, cfg.keptPort(), cfg.Socket); err != nil {
 		return err
 	}
 	h := &host{cfg: cfg, log: cfg.Log, started: time.Now()}
+	if h.surveyor, err = newSurveyor(); err != nil {
+		return err
+	}
 	state, err := openState(cfg.Join, mesh.KindHost)
 	if err != nil {
 		return err
@@ -106,7 +113,8 @@ func (h *host) run(ctx context.Context, state *state, group *errgroup.Group) err
 		f.current.holdFor = 0
 	}
 	h.presence.start(h.cfg.Timing.Lease, !h.cfg.Disable[DisablePresenceHold])
-	f.confirm, f.wake = h.presence.confirm, h.woken.fire
+	zone := newZones(h.cfg.Disable)
+	f.confirm, f.names, f.wake = h.presence.confirm, zone.follow, h.woken.fire
 	f.once = h.cfg.Disable[DisableReconnect]
 	f.load()
 
@@ -117,13 +125,13 @@ func (h *host) run(ctx context.Context, state *state, group *errgroup.Group) err
 	if err != nil {
 		return err
 	}
-	if h.plane, err = openPlane(ctx, h.cfg, func() int { return h.mtu(f.View()) }, h.woken.fire); err != nil {
+	if h.plane, err = openPlane(ctx, h.cfg, func() int { return h.mtu(f.View()) }, zone, h.woken.fire); err != nil {
 		return err
 	}
 	h.ready.Store(&ready{f})
 	l := &loop{
 		system: h.plane, machines: h.machines, tunnels: tunnels{key: m.wireguard(), port: h.cfg.Port, later: func() { time.AfterFunc(retire, h.woken.fire) }, log: h.log}, link: h.cfg.Link,
-		probe: h.cfg.ProbePort, mtu: h.mtu, contact: f.Contact, log: h.log, noWall: h.cfg.Disable[DisableFirewall],
+		probe: h.cfg.ProbePort, mtu: h.mtu, contact: f.Contact, differ: zone.differ, log: h.log, noWall: h.cfg.Disable[DisableFirewall],
 		noClients: h.cfg.Disable[DisableClients],
 	}
 	group.Go(func() error { return f.Run(ctx) })
@@ -172,9 +180,12 @@ func endpointText(e netip.AddrPort) string {
 // facts tells the resolver what is known of the hosts, as soon as it is known.
 func (h *host) facts(ctx context.Context, f *follower) {
 	for {
-		probed, followed := h.plane.prober.changed.C(), f.changed.C()
+		probed, followed := h.plane.prober.changed.C(), f.hosts.C()
 		if v := f.View(); v != nil {
-			now := facts(v.Hosts, h.plane.prober.results(), h.presence.get(), f.Contact().last, h.cfg.Timing.Dead)
+			measured := h.plane.prober.results()
+			now := facts(v.Hosts, measured, h.presence.get(), f.Contact().last, h.cfg.Timing.Dead)
+			h.surveyor.observe(v, measured, time.Now())
+			h.surveyor.estimate(now, v.Hosts)
 			h.publish(now)
 		}
 		timer := time.NewTimer(time.Second)
@@ -196,7 +207,10 @@ func (h *host) publish(now dns.Facts) {
 			f.Suspect, f.Dead = false, false
 		}
 		if h.cfg.Disable[DisableNear] {
-			f.RTT = 0
+			f.RTT, f.Estimate = 0, 0
+		}
+		if h.cfg.Disable[DisableProbes] {
+			f.Estimate = 0
 		}
 		now[name] = f
 	}

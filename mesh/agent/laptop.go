@@ -51,7 +51,7 @@ func RunLaptop(ctx context.Context, cfg LaptopConfig) error {
 	if err != nil {
 		return err
 	}
-	if err := checkSystem(cfg.Port, cfg.Socket); err != nil {
+	if err := checkSystem(true, cfg.Port, cfg.Socket); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -292,6 +292,8 @@ func (l *laptop) routes() http.Handler {
 		d, err := dig(r.Context(), nil, v, q.Get("org"), q.Get("name"), q.Get("type"))
 		answer(w, d, err)
 	})
+	mux.HandleFunc("GET /v1/explain", l.answerExplain)
+	mux.HandleFunc("GET /v1/top", l.answerTop)
 	mux.HandleFunc("GET /v1/ping", func(w http.ResponseWriter, r *http.Request) {
 		v, err := l.view()
 		if err != nil {

@@ -123,6 +123,16 @@ func TestLaptop(t *testing.T) {
 	if during, _ := os.ReadFile("/etc/resolv.conf"); string(during) == string(before) {
 		t.Error("the resolver was not set")
 	}
+	x, err := p.client().Explain(context.Background(), "", "", "web.internal", "")
+	if err != nil || len(x.Answer) != 1 || x.Node != "host/a" || !strings.Contains(x.Note, "weft dig --explain --org acme web.internal AAAA") {
+		t.Errorf("explained on a laptop: %+v, %v", x, err)
+	}
+	if x, err := p.client().Explain(context.Background(), "", "web", "web.internal", ""); err == nil {
+		t.Errorf("explained on a laptop for a machine: %+v", x)
+	}
+	if top, err := p.client().Top(context.Background()); err == nil || !strings.Contains(err.Error(), "host a answers") {
+		t.Errorf("top names of a laptop: %v, %v", top, err)
+	}
 
 	t.Run("its gateway dies", func(t *testing.T) {
 		a.stop()

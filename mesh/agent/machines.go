@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/weftmesh/weft/mesh"
+	"github.com/weftmesh/weft/mesh/agent/check"
 	"github.com/weftmesh/weft/mesh/api"
 	"github.com/weftmesh/weft/mesh/attach"
 	"github.com/weftmesh/weft/peers"
@@ -57,6 +58,7 @@ type machines struct {
 	unknown map[string]time.Time // links that no view knows and no process has claimed: since when
 	began   *mesh.Revision       // of the view on disk that the agent started from
 	changed signal               // leaving or stays
+	beats   signal               // health of a machine here
 	maskOf  *mesh.View           // nil: mask anew
 	masked  *mesh.View
 }
@@ -77,6 +79,9 @@ type stay struct {
 	over  chan struct{} // closed when fate is known to be another than to stay
 	fate  fate
 	host  string // where it went, with fateMoved
+
+	watch  *check.Watch // nil: nobody looks at it
+	drains bool         // its process is about to end
 }
 
 func openMachines(m *machines) (*machines, error) {
@@ -300,8 +305,8 @@ func (m *machines) sweepLocked(here map[string]mesh.Machine, there map[string]bo
 }
 
 // mask returns v without the machines that ended here: their names go at once,
-// whatever becomes of the record. The same v gives the same result until a machine
-// ends.
+// whatever becomes of the record. And it has the health of those that are here as
+// this host sees it now. The same v gives the same result until one of that changes.
 func (m *machines) mask(v *mesh.View) *mesh.View {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -313,6 +318,10 @@ func (m *machines) mask(v *mesh.View) *mesh.View {
 	if slices.ContainsFunc(v.Machines, gone) {
 		w := *v
 		w.Machines = slices.DeleteFunc(slices.Clone(v.Machines), gone)
+		m.masked = &w
+	}
+	if health, records := m.ownHealthLocked(m.masked); len(health)+len(records) > 0 {
+		w := m.masked.Apply(mesh.Delta{Revision: m.masked.Revision, Health: health, Machines: records})
 		m.masked = &w
 	}
 	return m.masked

@@ -87,16 +87,12 @@ func (h *host) stats() []metrics.Stat {
 			gauge("host_rtt_seconds", "Round trip through the tunnel.", f.RTT.Seconds(), metrics.Label{Key: "host", Value: name})
 		}
 	}
+	gauge("coordinate_error", "How unsure the own network coordinate is: 1.5 knows nothing.", h.surveyor.space.Own().Error)
 	if server := h.plane.server.Load(); server != nil {
-		s := server.Stats()
-		count("dns_queries_total", "DNS messages read.", s.UDP, metrics.Label{Key: "over", Value: "udp"})
-		count("dns_queries_total", "DNS messages read.", s.TCP, metrics.Label{Key: "over", Value: "tcp"})
-		count("dns_forwarded_total", "Queries passed on.", s.Forwarded)
-		count("dns_dropped_total", "Messages not answered.", s.Dropped)
-		count("dns_over_limit_total", "Connections and forwards turned away.", s.OverLimit)
-		for rcode, n := range s.Rcodes {
-			count("dns_answers_total", "DNS answers by outcome.", n, metrics.Label{Key: "rcode", Value: rcode})
-		}
+		out = append(out, dnsStats(server.Stats())...)
+	}
+	if forward := h.plane.forward.Load(); forward != nil {
+		out = append(out, forwardStats(forward.Stats())...)
 	}
 	slices.SortStableFunc(out, func(a, b metrics.Stat) int {
 		if a.Name < b.Name {

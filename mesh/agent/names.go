@@ -1,7 +1,10 @@
 package agent
 
 import (
+	"cmp"
+	"maps"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/weftmesh/weft/dns"
@@ -15,51 +18,174 @@ import (
 func zoneData(v *mesh.View, off map[string]bool) dns.Data {
 	d := dns.Data{Prefix: v.Plan.Prefix(), Resolver: v.Plan.Resolver(0), Strangers: off[DisableSameApp]}
 	for _, r := range v.Regions {
-		region := dns.Region{Name: r.Name}
-		if r.At != nil {
-			region.Place = &dns.Place{Lat: r.At.Latitude, Lon: r.At.Longitude}
-		}
-		d.Regions = append(d.Regions, region)
+		d.Regions = append(d.Regions, namedRegion(r))
 	}
 	if h := v.Host; h != nil {
 		d.Self = h.Name
-		d.Hosts = append(d.Hosts, dns.Host{Name: h.Name, Region: h.Region, Addr: v.Plan.HostAddr(0, h.Position()), Cordoned: h.Cordoned})
+		d.Hosts = append(d.Hosts, namedSelf(v.Plan, h))
 	}
 	for _, h := range v.Hosts {
-		d.Hosts = append(d.Hosts, dns.Host{Name: h.Name, Region: h.Region, Addr: v.Plan.HostAddr(0, h.Position()), Cordoned: h.Cordoned})
+		if h.Name != d.Self {
+			d.Hosts = append(d.Hosts, namedHost(v.Plan, h))
+		}
 	}
 	at := map[string]int{} // org: index in d.Orgs
 	for _, o := range v.Orgs {
-		org := dns.Org{Name: o.Name, Prefix: v.Plan.Network(o.Network), Resolver: v.Plan.Resolver(o.Network)}
-		if v.Host != nil {
-			org.Host = v.Plan.HostAddr(o.Network, v.Host.Position())
-		}
 		at[o.Name] = len(d.Orgs)
-		d.Orgs = append(d.Orgs, org)
+		d.Orgs = append(d.Orgs, namedOrg(v.Plan, o, v.Host))
 	}
 	for _, a := range v.Apps {
 		if i, ok := at[a.Org]; ok {
-			app := dns.App{Name: a.Name, Answer: a.Answer, TTL: a.TTL}
-			if off[DisableNear] {
-				app.Answer = "all"
-			}
-			d.Orgs[i].Apps = append(d.Orgs[i].Apps, app)
+			d.Orgs[i].Apps = append(d.Orgs[i].Apps, namedApp(a, off))
 		}
 	}
+	known := notesOf(v)
 	for _, m := range v.Machines {
 		if i, ok := at[m.Org]; ok {
-			d.Orgs[i].Machines = append(d.Orgs[i].Machines, dns.Machine{
-				ID: m.ID, App: m.App, Group: m.Group, Meta: m.Meta, Host: m.Host,
-				Addr: m.Address(), Started: m.State == mesh.StateStarted, Healthy: true,
-			})
+			d.Orgs[i].Machines = append(d.Orgs[i].Machines, known.machine(m))
 		}
 	}
 	for _, c := range v.Clients {
 		if i, ok := at[c.Org]; ok {
-			d.Orgs[i].Clients = append(d.Orgs[i].Clients, dns.Client{Name: c.Name, Addr: ipam.MainAddr(c.Endpoint)})
+			d.Orgs[i].Clients = append(d.Orgs[i].Clients, namedClient(c))
+		}
+	}
+	for _, key := range slices.SortedFunc(maps.Keys(known.records), compareNames) {
+		if i, ok := at[key.org]; ok {
+			d.Orgs[i].Own = append(d.Orgs[i].Own, known.own(key).Records...)
 		}
 	}
 	return d
+}
+
+// The named functions say in the words of package dns what a view holds.
+
+func namedRegion(r mesh.Region) dns.Region {
+	out := dns.Region{Name: r.Name}
+	if r.At != nil {
+		out.Place = &dns.Place{Lat: r.At.Latitude, Lon: r.At.Longitude}
+	}
+	return out
+}
+
+func namedSelf(plan ipam.Plan, h *mesh.Host) dns.Host {
+	return dns.Host{Name: h.Name, Region: h.Region, Addr: plan.HostAddr(0, h.Position()), Cordoned: h.Cordoned}
+}
+
+func namedHost(plan ipam.Plan, h mesh.ViewHost) dns.Host {
+	return dns.Host{Name: h.Name, Region: h.Region, Addr: plan.HostAddr(0, h.Position()), Cordoned: h.Cordoned}
+}
+
+func namedOrg(plan ipam.Plan, o mesh.Org, self *mesh.Host) dns.Org {
+	out := dns.Org{Name: o.Name, Prefix: plan.Network(o.Network), Resolver: plan.Resolver(o.Network)}
+	if self != nil {
+		out.Host = plan.HostAddr(o.Network, self.Position())
+	}
+	return out
+}
+
+func namedApp(a mesh.App, off map[string]bool) dns.App {
+	out := dns.App{Name: a.Name, Answer: a.Answer, TTL: a.TTL}
+	if off[DisableNear] {
+		out.Answer = "all"
+	}
+	return out
+}
+
+func namedClient(c mesh.ViewClient) dns.Client {
+	return dns.Client{Name: c.Name, Addr: ipam.MainAddr(c.Endpoint)}
+}
+
+// namedRecords are the values of one record; those that cannot be are left out.
+func namedRecords(r mesh.Record) []dns.OwnRecord {
+	var out []dns.OwnRecord
+	for _, value := range r.Values {
+		own := dns.OwnRecord{Name: r.Name, TTL: r.TTL}
+		switch r.Type {
+		case mesh.RecordAAAA:
+			addr, err := netip.ParseAddr(value)
+			if err != nil {
+				continue
+			}
+			own.Type, own.Addr = dns.TypeAAAA, addr
+		case mesh.RecordTXT:
+			own.Type, own.Text = dns.TypeTXT, value
+		case mesh.RecordSRV:
+			s, err := mesh.ParseService(value)
+			if err != nil {
+				continue
+			}
+			own.Type, own.Priority, own.Weight, own.Port, own.Target = dns.TypeSRV, s.Priority, s.Weight, s.Port, s.Target
+		case mesh.RecordAlias:
+			own.Type, own.Target = dns.TypeAlias, value
+		default:
+			continue
+		}
+		out = append(out, own)
+	}
+	return out
+}
+
+// notes are what the names need of a view besides what a change of it says: a
+// machine's health is told apart from the machine, and a name's records by type.
+type notes struct {
+	checked map[string]mesh.Machine // by key: those with checks
+	health  map[string]mesh.Health  // by key of the machine
+	records map[ownName]map[string]mesh.Record
+}
+
+// ownName is a name of own records.
+type ownName struct{ org, name string }
+
+func compareNames(a, b ownName) int {
+	return cmp.Or(cmp.Compare(a.org, b.org), cmp.Compare(a.name, b.name))
+}
+
+func notesOf(v *mesh.View) notes {
+	n := notes{map[string]mesh.Machine{}, map[string]mesh.Health{}, map[ownName]map[string]mesh.Record{}}
+	for _, h := range v.Health {
+		n.health[h.Org+"/"+h.Machine] = h
+	}
+	for _, m := range v.Machines {
+		n.note(m)
+	}
+	for _, r := range v.Records {
+		n.record(r)
+	}
+	return n
+}
+
+func (n notes) note(m mesh.Machine) {
+	if len(m.Checks) > 0 {
+		n.checked[machineKey(m)] = m
+	} else {
+		delete(n.checked, machineKey(m))
+	}
+}
+
+func (n notes) record(r mesh.Record) {
+	at := ownName{r.Org, r.Name}
+	if n.records[at] == nil {
+		n.records[at] = map[string]mesh.Record{}
+	}
+	n.records[at][r.Type] = r
+}
+
+func (n notes) machine(m mesh.Machine) dns.Machine {
+	health, known := n.health[machineKey(m)]
+	return dns.Machine{
+		ID: m.ID, App: m.App, Group: m.Group, Meta: m.Meta, Host: m.Host, Addr: m.Address(),
+		Started: m.State == mesh.StateStarted, Healthy: m.Healthy(health, known), Cordoned: m.Cordoned, Unlisted: m.Unlisted,
+	}
+}
+
+// own is all that a name has, in the order of the types.
+func (n notes) own(at ownName) dns.OwnName {
+	out := dns.OwnName{Name: at.name}
+	for _, kind := range slices.Sorted(maps.Keys(n.records[at])) {
+		out.Records = append(out.Records, namedRecords(n.records[at][kind])...)
+	}
+	return out
 }
 
 // facts joins what was measured with what the controllers say of presence. asOf

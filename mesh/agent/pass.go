@@ -48,6 +48,7 @@ type loop struct {
 	probe     uint16
 	mtu       func(*mesh.View) int
 	contact   func() contact
+	differ    func(seen, effect *mesh.View) // told how what is put in effect differs from the view; nil: nobody asks
 	log       *slog.Logger
 	noWall    bool // fault injection: no firewall
 	noClients bool // fault injection: no tunnels to clients
@@ -71,6 +72,7 @@ func (l *loop) pass(ctx context.Context, v *mesh.View) (applied, error) {
 		return out, err // a firewall without the machines that are there would cut them off
 	}
 	attachments, leftover := l.machines.plan(v, found, l.contact())
+	seen := v
 	v = l.machines.mask(v)
 	v = carryOn(l.last, v, l.machines.needs())
 	out.view, l.last = v, v
@@ -92,6 +94,9 @@ func (l *loop) pass(ctx context.Context, v *mesh.View) (applied, error) {
 	}
 	fail(l.tunnels.set(ctx, l.tunnelled(v), l.system.Device))
 	fail(l.routes(v))
+	if l.differ != nil {
+		l.differ(seen, v)
+	}
 	fail(l.system.Names(v))
 	fail(l.system.Probes(v))
 	for _, name := range leftover {

@@ -19,7 +19,6 @@ import (
 	"github.com/weftmesh/weft/peers/firewall"
 	"github.com/weftmesh/weft/peers/link"
 	"github.com/weftmesh/weft/peers/netns"
-	"github.com/weftmesh/weft/peers/userspace"
 )
 
 // plane is a host's data plane: a network namespace with everything in it that the
@@ -34,8 +33,9 @@ type plane struct {
 	resolvers sockets
 	prober    proberSlot
 	server    atomic.Pointer[dns.Server]
-	zone      atomic.Pointer[dns.Zone]
-	zoneOf    *mesh.View // that zone was made of; of the loop alone
+	forward   atomic.Pointer[dns.Forwarder]
+	queries   *queryLog // nil: queries are not logged; of the loop alone
+	zone      *zones
 	facts     atomic.Pointer[dns.Facts]
 	wake      func() // the loop: something of ours has ended
 	log       *slog.Logger
@@ -43,8 +43,8 @@ type plane struct {
 
 // openPlane makes the namespace, or finds the one that an earlier agent left with
 // its machines in it. In a new one nothing passes from the first moment on.
-func openPlane(ctx context.Context, cfg HostConfig, mtu func() int, wake func()) (_ *plane, err error) {
-	p := &plane{cfg: cfg, mtu: mtu, wake: wake, log: cfg.Log}
+func openPlane(ctx context.Context, cfg HostConfig, mtu func() int, zone *zones, wake func()) (_ *plane, err error) {
+	p := &plane{cfg: cfg, mtu: mtu, zone: zone, wake: wake, log: cfg.Log}
 	p.facts.Store(&dns.Facts{})
 	if cfg.Disable[DisableNamespace] {
 		p.ns, err = netns.OpenPath("/proc/self/ns/net")
@@ -86,13 +86,17 @@ func openPlane(ctx context.Context, cfg HostConfig, mtu func() int, wake func())
 	return p, link.Prepare(p.ns)
 }
 
-// Close ends what lives in this process: sockets, probes, the WireGuard link. The
-// namespace stays, with the firewall, the machines' links and the unreachable
-// route: a restart finds all of it, and until then nothing leaks.
+// Close ends what lives in this process: sockets, probes, a WireGuard link in
+// userspace. The namespace stays, with the firewall, the machines' links, the kernel's
+// WireGuard link and the unreachable route: a restart finds all of it, and until then
+// nothing leaks.
 func (p *plane) Close() error {
 	p.resolvers.close()
+	if p.queries != nil {
+		p.queries.close()
+	}
 	p.prober.close()
-	err := p.device.close()
+	err := p.device.leave()
 	p.wall.Close()
 	return errors.Join(err, p.ns.Close())
 }
@@ -111,14 +115,7 @@ func (p *plane) Firewall(ctx context.Context, policy peers.Policy) error {
 
 // Device implements system.
 func (p *plane) Device() (peers.Device, error) {
-	return p.device.open(func() (peers.Device, error) {
-		d, err := userspace.New(userspace.Config{Name: p.cfg.Link, MTU: p.mtu(), Plane: p.ns, SocketDir: p.cfg.SocketDir, Log: p.log})
-		if err != nil {
-			return nil, deviceHint(err)
-		}
-		p.log.Info("WireGuard link made", "link", p.cfg.Link, "namespace", p.cfg.Namespace, "mtu", p.mtu())
-		return d, nil
-	})
+	return p.device.open(p.openDevice)
 }
 
 func deviceHint(err error) error {
@@ -136,13 +133,9 @@ func deviceHint(err error) error {
 // Link implements system.
 func (p *plane) Link(c link.Config) ([]string, error) { return link.Set(p.ns, c) }
 
-// Names implements system: the zone is swapped, and resolvers' sockets come and go
-// with the networks.
+// Names implements system: resolvers' sockets come and go with the networks. The zone
+// that they answer from follows the view by itself, see zones.
 func (p *plane) Names(v *mesh.View) error {
-	if v != p.zoneOf {
-		p.zone.Store(dns.NewZone(zoneData(v, p.cfg.Disable)))
-		p.zoneOf = v
-	}
 	if p.cfg.Disable[DisableDNS] {
 		return nil
 	}
@@ -159,21 +152,6 @@ func (p *plane) Names(v *mesh.View) error {
 		p.server.Store(server)
 	}
 	return p.resolvers.set(want, p.listenDNS, p.log, p.wake)
-}
-
-// resolver makes the server of all resolver addresses.
-func (p *plane) resolver(prefix netip.Prefix) (*dns.Server, error) {
-	upstreams := dns.Upstreams("/etc/resolv.conf")
-	if len(p.cfg.Upstreams) > 0 {
-		upstreams = func() []netip.AddrPort { return p.cfg.Upstreams }
-	}
-	forward, err := dns.NewForwarder(dns.ForwarderConfig{Upstreams: upstreams, Mesh: prefix, Log: p.log})
-	if err != nil {
-		return nil, err
-	}
-	return dns.NewServer(dns.Config{
-		Zone: p.zone.Load, Facts: func() dns.Facts { return *p.facts.Load() }, Forward: forward, Log: p.log,
-	}), nil
 }
 
 // listenDNS binds both sockets of one resolver inside the plane.

@@ -47,7 +47,7 @@ func TestResumeWhileHeld(t *testing.T) {
 // The first change of a stream stands for a snapshot, and is weighed like one.
 func TestResumedChangeIsHeld(t *testing.T) {
 	start := time.Unix(1000, 0)
-	d := mesh.Delta{Revision: mesh.Revision{Epoch: 1, Revision: 9}}
+	d := mesh.Delta{Revision: mesh.Revision{Epoch: 1, Revision: 9}, Format: mesh.ViewFormat}
 	for i := range 18 {
 		d.Removed = append(d.Removed, fmt.Sprintf("hosts/h%03d", i))
 	}
@@ -58,12 +58,12 @@ func TestResumedChangeIsHeld(t *testing.T) {
 		} else {
 			c.snapshot(v, start)
 		}
-		if !c.resumed(d, start) || len(c.effective.Hosts) != 20 || len(c.told.Hosts) != 2 || c.resume().Revision != 9 {
-			t.Fatalf("from disk %v: %d hosts in force, %d told, to go on from %s", fromDisk, len(c.effective.Hosts), len(c.told.Hosts), c.resume())
+		if !c.resumed(d, start) || len(c.effective.View().Hosts) != 20 || len(c.told.View().Hosts) != 2 || c.resume().Revision != 9 {
+			t.Fatalf("from disk %v: %d hosts in force, %d told, to go on from %s", fromDisk, len(c.effective.View().Hosts), len(c.told.View().Hosts), c.resume())
 		}
 		c.heard(d.Revision, start.Add(time.Minute))
-		if len(c.effective.Hosts) != 2 {
-			t.Errorf("confirmed, and not applied: %d hosts", len(c.effective.Hosts))
+		if len(c.effective.View().Hosts) != 2 {
+			t.Errorf("confirmed, and not applied: %d hosts", len(c.effective.View().Hosts))
 		}
 	}
 	held := current{holdFor: time.Minute}

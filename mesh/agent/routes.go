@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/weftmesh/weft/mesh"
@@ -32,6 +33,8 @@ func (h *host) routes() http.Handler {
 		d, err := dig(r.Context(), h.plane.ns, v, q.Get("org"), q.Get("name"), q.Get("type"))
 		answer(w, d, err)
 	})
+	mux.HandleFunc("GET /v1/explain", h.explain)
+	mux.HandleFunc("GET /v1/top", h.top)
 	mux.HandleFunc("GET /v1/ping", func(w http.ResponseWriter, r *http.Request) {
 		v, err := h.view()
 		if err != nil {
@@ -44,6 +47,8 @@ func (h *host) routes() http.Handler {
 	})
 	mux.HandleFunc("POST /v1/attach", h.attach)
 	mux.HandleFunc("POST /v1/attach/ready", h.attachReady)
+	mux.HandleFunc("POST /v1/attach/check", h.attachCheck)
+	mux.HandleFunc("POST /v1/attach/drain", h.attachDrain)
 	return mux
 }
 
@@ -123,7 +128,7 @@ func (h *host) stay(w http.ResponseWriter, r *http.Request, request local.Attach
 	}
 	var over *local.Over
 	if err == nil {
-		over = h.lives(ctx, s, w)
+		over = h.watchedLife(ctx, s, w, request)
 	}
 	if ending(ctx) {
 		return nil // the machine lives on: its process comes back to the next agent
@@ -161,6 +166,16 @@ func (h *host) attachLink(ctx context.Context, s *stay, ns *netns.Handle) (told 
 	}
 	h.log.Info("machine attached", "machine", s.key, "app", s.record.App, "addr", told.Address.String(), "link", s.link, "from", told.From)
 	return told, nil
+}
+
+// watchedLife is lives, and looks at the machine meanwhile.
+func (h *host) watchedLife(ctx context.Context, s *stay, w http.ResponseWriter, request local.AttachRequest) *local.Over {
+	looking, stop := context.WithCancel(ctx)
+	var watching sync.WaitGroup
+	watching.Go(func() { h.watch(looking, s, request) })
+	defer watching.Wait()
+	defer stop()
+	return h.lives(ctx, s, w)
 }
 
 // lives waits for the end of a machine's stay: nil if it is its process's, else why.

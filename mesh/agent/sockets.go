@@ -149,6 +149,13 @@ func (s *proberSlot) results() probe.Results {
 	return nil
 }
 
+func (s *proberSlot) sights() map[string]probe.Sight {
+	if p := s.current.Load(); p != nil {
+		return p.Sights()
+	}
+	return nil
+}
+
 func (s *proberSlot) close() {
 	if s.run != nil {
 		s.run.stop()

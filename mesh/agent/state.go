@@ -16,18 +16,16 @@ import (
 )
 
 // checkSystem looks, before anything is changed, for what a node cannot do without.
-func checkSystem(port uint16, socket string) error {
+// A port of 0 is not looked at.
+func checkSystem(needsTUN bool, port uint16, socket string) error {
 	if os.Geteuid() != 0 {
 		return mesh.WithHint(fmt.Errorf("make links and namespaces: %w", os.ErrPermission), "run as root")
 	}
-	tun, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
-	if errors.Is(err, os.ErrNotExist) {
-		return mesh.WithHint(fmt.Errorf("make a tunnel: %w", err), "load the driver: modprobe tun")
+	if needsTUN {
+		if err := checkTUN(); err != nil {
+			return err
+		}
 	}
-	if err != nil {
-		return mesh.WithHint(fmt.Errorf("make a tunnel: %w", err), "may this program use TUN devices here? in a container it needs --device /dev/net/tun and NET_ADMIN")
-	}
-	tun.Close()
 	if answers(socket) {
 		return mesh.WithHint(fmt.Errorf("local socket %s: another one answers on it", socket), "only one can run here; end it, or give another --socket and --namespace")
 	}
@@ -36,6 +34,17 @@ func checkSystem(port uint16, socket string) error {
 		return mesh.WithHint(fmt.Errorf("WireGuard's UDP port %d: %w", port, err), "find who has it with: ss -lunp sport = :%d, or choose another one with --listen-port", port)
 	}
 	return udp.Close()
+}
+
+func checkTUN() error {
+	tun, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return mesh.WithHint(fmt.Errorf("make a tunnel: %w", err), "load the driver: modprobe tun")
+	}
+	if err != nil {
+		return mesh.WithHint(fmt.Errorf("make a tunnel: %w", err), "may this program use TUN devices here? in a container it needs --device /dev/net/tun and NET_ADMIN")
+	}
+	return tun.Close()
 }
 
 // state is a node's state directory in use by this process.

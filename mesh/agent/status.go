@@ -72,7 +72,7 @@ func peerList(v *mesh.View, stats []peers.Stats, f dns.Facts) []local.Peer {
 // status is GET /v1/status of a host.
 func (h *host) status(ctx context.Context) (local.Status, error) {
 	base := local.Status{
-		Version: h.cfg.Version, Backend: "userspace", Link: h.cfg.Link, Namespace: h.cfg.Namespace, Problems: h.problems.list(),
+		Version: h.cfg.Version, Backend: h.cfg.Backend, Link: h.cfg.Link, Namespace: h.cfg.Namespace, Problems: h.problems.list(),
 	}
 	if m := h.member.Load(); m != nil {
 		base.Node, base.Controllers = m.node().String(), m.servers()

@@ -34,6 +34,9 @@ func checkAttach(r local.AttachRequest) error {
 			return invalid("%s", err)
 		}
 	}
+	if err := mesh.ValidateChecks(r.Checks); err != nil {
+		return invalid("%s", err)
+	}
 	return nil
 }
 
@@ -181,7 +184,7 @@ func (m *machines) tryReserve(s *stay) (ok bool, err error) {
 // what it is without any controller.
 func (m *machines) register(ctx context.Context, r local.AttachRequest, v *mesh.View) (record mesh.Machine, seen bool, err error) {
 	if old, ok := m.unused(r, v); ok {
-		if old.App == r.App && old.Group == r.Group && maps.Equal(old.Meta, r.Meta) && (r.Stable == nil || old.Stable == *r.Stable) {
+		if sameMachine(old, r) {
 			return old, true, nil
 		}
 		err := m.request(ctx, http.MethodDelete, machinePath(r.Org, r.ID), nil, nil)
@@ -194,11 +197,19 @@ func (m *machines) register(ctx context.Context, r local.AttachRequest, v *mesh.
 			return record, false, err
 		}
 	}
-	record, err = m.create(ctx, r.Org, api.CreateMachine{ID: r.ID, App: r.App, Group: r.Group, Meta: r.Meta, Stable: r.Stable, Move: r.Move})
+	record, err = m.create(ctx, r.Org, api.CreateMachine{ID: r.ID, App: r.App, Group: r.Group, Meta: r.Meta, Stable: r.Stable, Move: r.Move,
+		Unlisted: r.Unlisted, Checks: r.Checks})
 	if err != nil {
 		return record, false, attachError(r, err)
 	}
 	return record, false, nil
+}
+
+// sameMachine reports whether a record is what a process asks for. One that had it
+// before is not refused for what a controller of an earlier version did not keep.
+func sameMachine(old mesh.Machine, r local.AttachRequest) bool {
+	return old.App == r.App && old.Group == r.Group && maps.Equal(old.Meta, r.Meta) && (r.Stable == nil || old.Stable == *r.Stable) &&
+		(r.Held != nil || old.Unlisted == r.Unlisted && slices.Equal(old.Checks, r.Checks))
 }
 
 func (m *machines) create(ctx context.Context, org string, c api.CreateMachine) (mesh.Machine, error) {
@@ -221,7 +232,7 @@ func (m *machines) comeBack(ctx context.Context, r local.AttachRequest, v *mesh.
 	shown := find(v, r.Org, r.ID)
 	record = mesh.Machine{
 		Org: r.Org, ID: r.ID, App: r.App, Group: r.Group, Meta: r.Meta, Stable: r.Stable == nil || *r.Stable,
-		Endpoint: r.Held.Endpoint, Generation: r.Held.Generation,
+		Endpoint: r.Held.Endpoint, Generation: r.Held.Generation, Unlisted: r.Unlisted, Checks: r.Checks,
 	}
 	s := standing{record: record, epoch: r.Held.Revision.Epoch, seen: true}
 	current := !m.contact().fromCache && !earlier(v.Revision, r.Held.Revision)

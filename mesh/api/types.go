@@ -95,6 +95,11 @@ type Report struct {
 	Revision string                   `json:"revision,omitempty" doc:"view that is in effect"`
 	RTT      map[string]time.Duration `json:"rtt,omitempty" doc:"measured round trips to hosts, nanoseconds"`
 	Suspect  []string                 `json:"suspect,omitempty" doc:"hosts that do not answer"`
+	// Health has the machines of the host whose checks began to pass or to fail: what
+	// differs from what its view says.
+	Health []mesh.Health `json:"health,omitempty" doc:"what differs from the health in the view"`
+	// Coordinate is where the host is among round trips, as it has worked out.
+	Coordinate *mesh.Coordinate `json:"coordinate,omitempty" doc:"network coordinate of the host"`
 }
 
 // GatewayRequest is PUT /v1/nodes/self/gateway: a client chooses its gateway.
@@ -167,7 +172,31 @@ type Operator struct {
 
 // CreateApp is POST /v1/orgs/{org}/apps.
 type CreateApp struct {
-	Name string `json:"name"`
+	Name   string `json:"name"`
+	Answer string `json:"answer,omitempty" doc:"what its bare name answers: near (the default), all, or how many of the nearest"`
+	TTL    int    `json:"ttl,omitempty" doc:"seconds, 1 to 3600; default 5"`
+}
+
+// UpdateApp is PATCH /v1/orgs/{org}/apps/{app}. What is not given stays.
+type UpdateApp struct {
+	Answer *string `json:"answer,omitempty" doc:"what its bare name answers: near, all, or how many of the nearest"`
+	TTL    *int    `json:"ttl,omitempty" doc:"seconds, 1 to 3600; 0: the default of 5"`
+}
+
+// CreateRecord is POST /v1/orgs/{org}/records: one of the org's own records, all values of
+// a type at a name.
+type CreateRecord struct {
+	Name   string   `json:"name" doc:"under internal."`
+	Type   string   `json:"type" doc:"AAAA, TXT, SRV or alias"`
+	TTL    int      `json:"ttl,omitempty" doc:"seconds, 1 to 3600; default 5"`
+	Values []string `json:"values" doc:"addresses, texts, \"PRIORITY WEIGHT PORT TARGET\", or the one name that an alias stands for"`
+}
+
+// SetRecord is PUT /v1/orgs/{org}/records/{record}/{type}: the record is created, or
+// its TTL and values are replaced.
+type SetRecord struct {
+	TTL    int      `json:"ttl,omitempty" doc:"seconds, 1 to 3600; default 5"`
+	Values []string `json:"values"`
 }
 
 // CreateMachine is POST /v1/orgs/{org}/machines: a host registers a machine that
@@ -178,7 +207,9 @@ type CreateMachine struct {
 	Group string            `json:"group,omitempty" doc:"process group"`
 	Meta  map[string]string `json:"meta,omitempty"`
 	// Stable: it keeps its address on another host. Default: if it has a name.
-	Stable *bool `json:"stable,omitempty" doc:"keep the address on another host; default: if id is given"`
+	Stable   *bool        `json:"stable,omitempty" doc:"keep the address on another host; default: if id is given"`
+	Unlisted bool         `json:"unlisted,omitempty" doc:"no names but <machine>.vm.<app>"`
+	Checks   []mesh.Check `json:"checks,omitempty" doc:"what its host looks at; it is in no names before they have passed"`
 	// Move takes the machine from the host that it is on: the answer is its record,
 	// prepared (next is this host) and not yet moved. MoveMachine completes it.
 	Move bool `json:"move,omitempty" doc:"prepare to take over a machine that is on another host"`
@@ -194,6 +225,14 @@ type MoveMachine struct {
 	Generation uint64 `json:"generation" doc:"that the prepared record has"`
 }
 
+// UpdateMachine is PATCH /v1/orgs/{org}/machines/{machine}: what somebody wants of a
+// machine. It changes what its names answer, not what runs. A host may drain one that
+// is on it.
+type UpdateMachine struct {
+	State    *string `json:"state,omitempty" enum:"started,draining,stopped"`
+	Cordoned *bool   `json:"cordoned,omitempty" doc:"out of names, whatever its state"`
+}
+
 // UpdateOrg is PATCH /v1/orgs/{org}.
 type UpdateOrg struct {
 	Limits UpdateLimits `json:"limits,omitzero" doc:"0: the default"`
@@ -205,6 +244,7 @@ type UpdateLimits struct {
 	Clients  *int `json:"clients,omitempty"`
 	Tokens   *int `json:"tokens,omitempty"`
 	Metadata *int `json:"metadata,omitempty" doc:"pairs of a machine"`
+	Records  *int `json:"records,omitempty" doc:"own records"`
 }
 
 // Of returns limits with what u gives.
@@ -212,7 +252,7 @@ func (u UpdateLimits) Of(l mesh.Limits) mesh.Limits {
 	for _, x := range []struct {
 		to   *int
 		from *int
-	}{{&l.Machines, u.Machines}, {&l.Clients, u.Clients}, {&l.Tokens, u.Tokens}, {&l.Metadata, u.Metadata}} {
+	}{{&l.Machines, u.Machines}, {&l.Clients, u.Clients}, {&l.Tokens, u.Tokens}, {&l.Metadata, u.Metadata}, {&l.Records, u.Records}} {
 		if x.from != nil {
 			*x.to = *x.from
 		}
@@ -262,6 +302,8 @@ type MachineInfo struct {
 	mesh.Machine
 	Address netip.Addr `json:"address"`
 	Region  string     `json:"region"`
+	// Health is what its checks said last; nil: nothing, or it has none.
+	Health *mesh.Health `json:"health,omitempty"`
 }
 
 // ClientInfo is a client as an operator sees it.
@@ -283,6 +325,7 @@ type OrgInfo struct {
 type OrgCount struct {
 	Machines int `json:"machines"`
 	Clients  int `json:"clients"`
+	Records  int `json:"records"`
 	Tokens   int `json:"tokens" doc:"those that are used up or expired included, until they are forgotten"`
 }
 

@@ -45,6 +45,14 @@ type RunConfig struct {
 	// Attach ties the machine to the mesh while thread tid of this process holds its
 	// network namespace (/proc/self/task/TID/ns/net). Required.
 	Attach func(ctx context.Context, tid int) (Settings, error)
+	// Started, if set, is called once the command runs, with the machine's first
+	// process for Exec. ctx ends with the command, and Run waits for it to return.
+	Started func(ctx context.Context, init int)
+	// Drain, if over 0, is how long a SIGTERM, SIGINT or SIGHUP to this process waits
+	// before it is passed on; a second one does not. Draining, if set, is called when
+	// that begins, and is not waited for.
+	Drain    time.Duration
+	Draining func()
 }
 
 // Settings is what the command finds inside.
@@ -120,7 +128,7 @@ func spawn(ctx context.Context, c RunConfig) (code int, err error) {
 	}
 	defer ours.Close()
 	defer theirs.Close()
-	m := &minder{terminal: terminalOf(c.Stdin, c.Stdout), killAfter: cmp.Or(c.KillAfter, defaultKillAfter)}
+	m := &minder{terminal: terminalOf(c.Stdin, c.Stdout), killAfter: cmp.Or(c.KillAfter, defaultKillAfter), drain: c.Drain, draining: c.Draining}
 	signals := make(chan os.Signal, 16)
 	if list := append(passedOn(), m.terminal.signals()...); len(list) > 0 { // none would mean all
 		signal.Notify(signals, list...)
@@ -142,7 +150,9 @@ func spawn(ctx context.Context, c RunConfig) (code int, err error) {
 		reports := json.NewDecoder(ours)
 		var err error
 		if code, err = readStarted(reports); err == nil {
+			beside := startedBeside(ctx, c, cmd.Process.Pid)
 			m.mind(ctx, signals, readStopped(reports), ended)
+			beside()
 		}
 		minding <- err
 	}()
@@ -155,6 +165,20 @@ func spawn(ctx context.Context, c RunConfig) (code int, err error) {
 		return ExitFailed, fmt.Errorf("wait for the command: %w", waitErr)
 	}
 	return exitCode(cmd.ProcessState), nil
+}
+
+// startedBeside calls c.Started, and returns what ends it and waits for it.
+func startedBeside(ctx context.Context, c RunConfig, init int) (stop func()) {
+	if c.Started == nil {
+		return func() {}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		c.Started(ctx, init)
+	}()
+	return func() { cancel(); <-done }
 }
 
 func initCommand(c RunConfig, socket *os.File, g group, lend bool) *exec.Cmd {
@@ -188,17 +212,36 @@ type minder struct {
 	init      *os.Process
 	terminal  *terminal
 	killAfter time.Duration
+	drain     time.Duration
+	draining  func()
 }
 
 // mind passes on signals, and the end of ctx as SIGTERM and then SIGKILL, until
 // the command has ended. When the command is stopped, so are we.
 func (m *minder) mind(ctx context.Context, signals <-chan os.Signal, stopped, ended <-chan struct{}) {
 	done := ctx.Done()
-	var kill <-chan time.Time
+	var kill, drained <-chan time.Time
+	var held os.Signal // until drained
 	for {
 		select {
 		case s := <-signals:
+			if held == nil && m.drain > 0 && ends(s) {
+				held = s
+				timer := time.NewTimer(m.drain)
+				defer timer.Stop()
+				drained = timer.C
+				if m.draining != nil {
+					go m.draining()
+				}
+				break
+			}
+			if ends(s) {
+				drained = nil
+			}
 			m.pass(s)
+		case <-drained:
+			drained = nil
+			m.pass(held)
 		case _, ok := <-stopped:
 			if !ok {
 				stopped = nil
@@ -218,6 +261,9 @@ func (m *minder) mind(ctx context.Context, signals <-chan os.Signal, stopped, en
 		}
 	}
 }
+
+// ends reports whether a signal asks the command to end.
+func ends(s os.Signal) bool { return s == unix.SIGTERM || s == unix.SIGINT || s == unix.SIGHUP }
 
 // pass passes one signal on. Where the command shares our process group, SIGINT
 // and SIGQUIT come from a key, and the command got them too.

@@ -34,8 +34,11 @@ func standIn() int {
 	var n int
 	fmt.Sscan(os.Getenv(standInMachine), &n)
 	plane, err := netns.OpenPath(os.Getenv(standInEnv))
-	if err == nil {
-		err = makeRoom(os.Getenv(standInRoom))
+	room := os.Getenv(standInRoom)
+	text, drains := strings.CutPrefix(room, "drain=")
+	drain, _ := time.ParseDuration(text)
+	if err == nil && !drains {
+		err = makeRoom(room)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "stand-in:", err)
@@ -43,6 +46,7 @@ func standIn() int {
 	}
 	code, err := Run(context.Background(), RunConfig{
 		Command: os.Args[1:], Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Attach: attachTo(plane, n),
+		Drain: drain, Draining: func() { fmt.Fprintln(os.Stderr, "draining") },
 	})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "stand-in:", err)

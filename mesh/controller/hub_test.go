@@ -287,7 +287,7 @@ func TestStreamsOverACompaction(t *testing.T) {
 		return rev
 	}
 	change(writer.RemoveMachine(t.Context(), "", store.MachineRef{Org: "acme", ID: "goes"}))
-	_, rev, err := writer.SetMachineState(t.Context(), "", store.MachineRef{Org: "acme", ID: "stops"}, mesh.StateStopped)
+	_, rev, err := writer.SetMachine(t.Context(), "", store.MachineRef{Org: "acme", ID: "stops"}, store.MachineChange{State: new(mesh.StateStopped)})
 	change(rev, err)
 	_, rev, err = writer.CreateMachine(t.Context(), "", store.MachineSpec{Org: "evil", App: "db", ID: "comes", Host: "fra1"})
 	rev = change(rev, err)
@@ -355,7 +355,7 @@ func TestStreamsUnderChange(t *testing.T) {
 			case 4, 5:
 				writer.RemoveMachine(ctx, "", store.MachineRef{Org: org, ID: id})
 			case 6:
-				writer.SetMachineState(ctx, "", store.MachineRef{Org: org, ID: id}, pick([]string{mesh.StateStarted, mesh.StateStopped}))
+				writer.SetMachine(ctx, "", store.MachineRef{Org: org, ID: id}, store.MachineChange{State: new(pick([]string{mesh.StateStarted, mesh.StateStopped}))})
 			case 7:
 				writer.SetGateway(ctx, "", org, "ann", pick(hosts))
 			case 8:

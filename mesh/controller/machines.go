@@ -31,11 +31,23 @@ func (s *server) machineRoutes(r *router) {
 		Org  string `path:"org"`
 		Body api.CreateApp
 	}) (*answer[mesh.App], error) {
-		app, rev, err := s.store.CreateApp(ctx, c.actor(), mesh.App{Org: in.Org, Name: in.Body.Name})
+		app, rev, err := s.store.CreateApp(ctx, c.actor(), mesh.App{Org: in.Org, Name: in.Body.Name, Answer: in.Body.Answer, TTL: in.Body.TTL})
 		if err != nil {
 			return nil, err
 		}
 		s.done(ctx, c, rev, "app created", "app", app.Org+"/"+app.Name)
+		return &answer[mesh.App]{app}, nil
+	})
+	route(r, "app-update", func(ctx context.Context, c caller, in *struct {
+		Org  string `path:"org"`
+		App  string `path:"app"`
+		Body api.UpdateApp
+	}) (*answer[mesh.App], error) {
+		app, rev, err := s.store.SetApp(ctx, c.actor(), in.Org, in.App, store.AppChange{Answer: in.Body.Answer, TTL: in.Body.TTL})
+		if err != nil {
+			return nil, err
+		}
+		s.done(ctx, c, rev, "app changed", "app", app.Org+"/"+app.Name)
 		return &answer[mesh.App]{app}, nil
 	})
 	route(r, "app-remove", func(ctx context.Context, c caller, in *inApp) (*none, error) {
@@ -62,6 +74,7 @@ func (s *server) machineRoutes(r *router) {
 		return find(st.Machines, "machine", in.Org+"/"+in.Machine, show(st))
 	})
 	route(r, "machine-create", s.machineCreate)
+	route(r, "machine-update", s.machineUpdate)
 	route(r, "machine-move", s.machineMove)
 	route(r, "machine-unmove", func(ctx context.Context, c caller, in *inMachine) (*none, error) {
 		rev, err := s.store.CancelMove(ctx, c.actor(), store.MachineRef{Org: in.Org, ID: in.Machine}, c.node.Name)
@@ -78,6 +91,27 @@ func (s *server) machineRoutes(r *router) {
 		}
 		return s.removed(ctx, c, rev, err, "machine removed", "machine", in.Org+"/"+in.Machine)
 	})
+}
+
+// machineUpdate sets what somebody wants of a machine.
+func (s *server) machineUpdate(ctx context.Context, c caller, in *struct {
+	Org     string `path:"org"`
+	Machine string `path:"machine"`
+	Body    api.UpdateMachine
+}) (*answer[api.MachineInfo], error) {
+	ref := store.MachineRef{Org: in.Org, ID: in.Machine}
+	if c.role == host {
+		ref.Host = c.node.Name
+		if in.Body.Cordoned != nil || in.Body.State == nil || *in.Body.State != mesh.StateDraining {
+			return nil, refuse(api.ErrForbidden, "it takes "+admins.String(), "%s may only drain machines", c.actor())
+		}
+	}
+	m, rev, err := s.store.SetMachine(ctx, c.actor(), ref, store.MachineChange{State: in.Body.State, Cordoned: in.Body.Cordoned})
+	if err != nil {
+		return nil, err
+	}
+	s.done(ctx, c, rev, "machine changed", "machine", m.Org+"/"+m.ID)
+	return &answer[api.MachineInfo]{machineInfo(s.store.State(), m)}, nil
 }
 
 // machineMove completes a move to the host that asks.
@@ -108,6 +142,7 @@ func (s *server) machineCreate(ctx context.Context, c caller, in *struct {
 	m, rev, err := s.store.CreateMachine(ctx, c.actor(), store.MachineSpec{
 		Org: in.Org, App: in.Body.App, ID: in.Body.ID, Group: in.Body.Group, Meta: in.Body.Meta,
 		Host: c.node.Name, Stable: stable, Move: in.Body.Move, Endpoint: in.Body.Endpoint,
+		Unlisted: in.Body.Unlisted, Checks: in.Body.Checks,
 	})
 	if err != nil {
 		return nil, err
@@ -122,5 +157,9 @@ func (s *server) machineCreate(ctx context.Context, c caller, in *struct {
 
 func machineInfo(st mesh.State, m mesh.Machine) api.MachineInfo {
 	h, _ := st.Hosts.Get(m.Host)
-	return api.MachineInfo{Machine: m, Address: m.Address(), Region: h.Region}
+	info := api.MachineInfo{Machine: m, Address: m.Address(), Region: h.Region}
+	if seen, ok := st.Health.Get(m.Org + "/" + m.ID); ok {
+		info.Health = &seen
+	}
+	return info
 }

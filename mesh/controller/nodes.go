@@ -121,7 +121,18 @@ func (s *server) report(ctx context.Context, c caller, in *struct{ Body api.Repo
 	if c.role != host {
 		return &none{}, nil
 	}
-	return &none{}, s.store.SaveReport(ctx, c.node.Name, in.Body)
+	var errs []error
+	if len(in.Body.Health) > 0 {
+		rev, err := s.store.SetHealth(ctx, c.actor(), c.node.Name, in.Body.Health)
+		errs = append(errs, err)
+		s.settle(ctx, rev)
+	}
+	if p := in.Body.Coordinate; p != nil {
+		_, err := s.store.SetCoordinate(ctx, c.node.Name, *p)
+		errs = append(errs, err)
+	}
+	in.Body.Health, in.Body.Coordinate = nil, nil // they are kept elsewhere
+	return &none{}, errors.Join(append(errs, s.store.SaveReport(ctx, c.node.Name, in.Body))...)
 }
 
 // gateway moves the client that asks to another gateway.

@@ -28,6 +28,7 @@ func (s *server) routes(r *router) {
 	s.hostRoutes(r)
 	s.machineRoutes(r)
 	s.clientRoutes(r)
+	s.recordRoutes(r)
 	route(r, "event-list", s.eventList)
 	r.describeView()
 	r.describeBackup()

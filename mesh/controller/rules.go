@@ -98,11 +98,20 @@ func rules() []rule {
 		{id: "app-list", method: "GET", path: "/v1/orgs/{org}/apps", allow: people, scope: inPath, does: "list apps"},
 		{id: "app-create", method: "POST", path: "/v1/orgs/{org}/apps", allow: admins, scope: inPath, does: "create apps"},
 		{id: "app-show", method: "GET", path: "/v1/orgs/{org}/apps/{app}", allow: people, scope: inPath, does: "see an app"},
+		{id: "app-update", method: "PATCH", path: "/v1/orgs/{org}/apps/{app}", allow: admins, scope: inPath, does: "change apps"},
 		{id: "app-remove", method: "DELETE", path: "/v1/orgs/{org}/apps/{app}", allow: admins, scope: inPath, does: "remove apps"},
+
+		{id: "record-list", method: "GET", path: "/v1/orgs/{org}/records", allow: people, scope: inPath, does: "list records"},
+		{id: "record-create", method: "POST", path: "/v1/orgs/{org}/records", allow: admins, scope: inPath, does: "create records"},
+		{id: "record-show", method: "GET", path: "/v1/orgs/{org}/records/{record}", allow: people, scope: inPath, does: "see a name's records"},
+		{id: "record-set", method: "PUT", path: "/v1/orgs/{org}/records/{record}/{type}", allow: admins, scope: inPath, does: "change records"},
+		{id: "record-remove", method: "DELETE", path: "/v1/orgs/{org}/records/{record}/{type}", allow: admins, scope: inPath, does: "remove records"},
+		{id: "record-clear", method: "DELETE", path: "/v1/orgs/{org}/records/{record}", allow: admins, scope: inPath, does: "remove a name's records"},
 
 		{id: "machine-list", method: "GET", path: "/v1/orgs/{org}/machines", allow: people, scope: inPath, does: "list machines"},
 		{id: "machine-create", method: "POST", path: "/v1/orgs/{org}/machines", allow: host, scope: inPath, does: "register a machine"},
 		{id: "machine-show", method: "GET", path: "/v1/orgs/{org}/machines/{machine}", allow: people, scope: inPath, does: "see a machine"},
+		{id: "machine-update", method: "PATCH", path: "/v1/orgs/{org}/machines/{machine}", allow: admins | host, scope: inPath, onHost: true, does: "change machines"},
 		{id: "machine-remove", method: "DELETE", path: "/v1/orgs/{org}/machines/{machine}", allow: admins | host, scope: inPath, onHost: true, does: "remove machines"},
 
 		{id: "machine-move", method: "PUT", path: "/v1/orgs/{org}/machines/{machine}/host", allow: host, scope: inPath, does: "take over a machine"},
@@ -203,11 +212,23 @@ func checkPath(req *http.Request, path string) error {
 			continue
 		}
 		name = strings.TrimSuffix(name, "}")
-		if value := req.PathValue(name); mesh.CheckName("", value) != nil {
+		if value := req.PathValue(name); checkWord(name, value) != nil {
 			return notFound(fmt.Sprintf("%s %q", name, value))
 		}
 	}
 	return nil
+}
+
+// checkWord refuses what no {word} of a path can be.
+func checkWord(word, value string) error {
+	switch word {
+	case "record":
+		return mesh.CheckRecordName(value)
+	case "type":
+		_, err := mesh.RecordType(value)
+		return err
+	}
+	return mesh.CheckName("", value)
 }
 
 func (r rule) credentialHint() string {

@@ -75,6 +75,7 @@ func table() []cell {
 	const renew = "          401    401   403      403   403    403    403     200      200     200    200    200     200     401"
 	const newMachine = "     401    401   403      403   403    403    403     201      201     403    403    403     401     401"
 	const gone = "           401    401   204      204   404    403    403     204      404     403    403    403     401     401"
+	const wanted = "         401    401   200      200   404    403    403     403      404     403    403    403     401     401"
 
 	return []cell{
 		{rule: "health", make: fixed("/healthz"), status: all("200")},
@@ -139,7 +140,22 @@ func table() []cell {
 		{rule: "app-list", make: fixed("/v1/orgs/acme/apps"), status: ownPeople200},
 		{rule: "app-create", make: func(x *fixture) (string, any) { return "/v1/orgs/acme/apps", api.CreateApp{Name: x.name("a")} }, status: ownAdmin201},
 		{rule: "app-show", make: (*fixture).app, status: ownPeople200},
+		{rule: "app-update", make: func(x *fixture) (string, any) {
+			path, _ := x.app()
+			return path, map[string]any{"answer": "all", "ttl": 7}
+		}, status: ownAdmin200},
 		{rule: "app-remove", make: (*fixture).app, status: ownAdmin204},
+
+		{rule: "record-list", make: fixed("/v1/orgs/acme/records"), status: ownPeople200},
+		{rule: "record-create", make: func(x *fixture) (string, any) {
+			return "/v1/orgs/acme/records", api.CreateRecord{Name: x.name("r"), Type: "TXT", Values: []string{"x"}}
+		}, status: ownAdmin201},
+		{rule: "record-show", make: func(x *fixture) (string, any) { return x.record(""), nil }, status: ownPeople200},
+		{rule: "record-set", make: func(x *fixture) (string, any) {
+			return x.record("/TXT"), api.SetRecord{Values: []string{"y"}}
+		}, status: ownAdmin200},
+		{rule: "record-remove", make: func(x *fixture) (string, any) { return x.record("/txt"), nil }, status: ownAdmin204},
+		{rule: "record-clear", make: func(x *fixture) (string, any) { return x.record(""), nil }, status: ownAdmin204},
 
 		{rule: "machine-list", make: fixed("/v1/orgs/acme/machines"), status: ownPeople200},
 		{rule: "machine-create", make: func(*fixture) (string, any) { return "/v1/orgs/acme/machines", api.CreateMachine{App: "web"} }, status: newMachine},
@@ -147,6 +163,14 @@ func table() []cell {
 			return "/v1/orgs/none/machines", api.CreateMachine{App: "web"}
 		}, status: strings.ReplaceAll(newMachine, "201", "403")},
 		{rule: "machine-show", make: (*fixture).machine, status: ownPeople200},
+		{rule: "machine-update", note: "drains", make: func(x *fixture) (string, any) {
+			path, _ := x.machine()
+			return path, map[string]any{"state": "draining"}
+		}, status: strings.ReplaceAll(gone, "204", "200")},
+		{rule: "machine-update", note: "what a host may not", make: func(x *fixture) (string, any) {
+			path, _ := x.machine()
+			return path, map[string]any{"cordoned": true}
+		}, status: wanted},
 		{rule: "machine-remove", make: (*fixture).machine, status: gone},
 		{rule: "machine-move", note: "that is not prepared", make: func(x *fixture) (string, any) {
 			path, _ := x.machine()
@@ -287,6 +311,11 @@ func (x *fixture) app() (string, any) {
 	name := x.name("a")
 	do[mesh.App](x.t, x.admin, "POST", "/v1/orgs/acme/apps", api.CreateApp{Name: name})
 	return "/v1/orgs/acme/apps/" + name, nil
+}
+func (x *fixture) record(kind string) string {
+	name := x.name("r")
+	do[mesh.Record](x.t, x.admin, "POST", "/v1/orgs/acme/records", api.CreateRecord{Name: name, Type: "TXT", Values: []string{"x"}})
+	return "/v1/orgs/acme/records/" + name + kind
 }
 func (x *fixture) machine() (string, any) {
 	return "/v1/orgs/acme/machines/" + x.carrier.machine("acme", "web", x.name("i")).ID, nil

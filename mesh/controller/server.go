@@ -274,18 +274,33 @@ func route[I, O any](r *router, id string, handler func(context.Context, caller,
 	}
 }
 
-// ignoreUnknown makes a request's body take fields that are not known.
+// ignoreUnknown makes a request's body take fields that are not known, also in the
+// objects that it holds.
 func (r *router) ignoreUnknown(op huma.Operation) {
 	item := r.huma.OpenAPI().Paths[op.Path]
 	for _, registered := range []*huma.Operation{item.Post, item.Put, item.Patch} {
 		if registered == nil || registered.OperationID != op.OperationID || registered.RequestBody == nil {
 			continue
 		}
-		schema := registered.RequestBody.Content["application/json"].Schema
-		if schema.Ref != "" {
-			schema = r.huma.OpenAPI().Components.Schemas.SchemaFromRef(schema.Ref)
-		}
-		schema.AdditionalProperties = true
+		r.loosen(registered.RequestBody.Content["application/json"].Schema, map[*huma.Schema]bool{})
+	}
+}
+
+func (r *router) loosen(schema *huma.Schema, seen map[*huma.Schema]bool) {
+	if schema != nil && schema.Ref != "" {
+		schema = r.huma.OpenAPI().Components.Schemas.SchemaFromRef(schema.Ref)
+	}
+	if schema == nil || seen[schema] {
+		return
+	}
+	seen[schema] = true
+	r.loosen(schema.Items, seen)
+	if schema.Type != huma.TypeObject || schema.AdditionalProperties != false && schema.AdditionalProperties != nil {
+		return // a map, or loose already
+	}
+	schema.AdditionalProperties = true
+	for _, p := range schema.Properties {
+		r.loosen(p, seen)
 	}
 }
 

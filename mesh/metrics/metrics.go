@@ -4,6 +4,7 @@
 package metrics
 
 import (
+	"fmt"
 	"net/http"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -18,6 +19,14 @@ type Stat struct {
 	Counter    bool // it only grows; otherwise it is a gauge
 	Labels     []Label
 	Value      float64
+	Histogram  *Histogram // if not nil it is one, and Value counts for nothing
+}
+
+// Histogram counts values by size.
+type Histogram struct {
+	Bounds []float64 // upper ones, ascending
+	Counts []uint64  // between two bounds; one more, for what is beyond the last
+	Sum    float64
 }
 
 // Label tells stats of one name apart; all stats of a name have the same keys.
@@ -62,7 +71,28 @@ func (s Stat) metric() prometheus.Metric {
 		keys, values = append(keys, l.Key), append(values, l.Value)
 	}
 	desc := prometheus.NewDesc(s.Name, s.Help, keys, nil)
+	if s.Histogram != nil {
+		return s.Histogram.metric(desc, values)
+	}
 	m, err := prometheus.NewConstMetric(desc, kind, s.Value, values...)
+	if err != nil {
+		return prometheus.NewInvalidMetric(desc, err)
+	}
+	return m
+}
+
+func (h Histogram) metric(desc *prometheus.Desc, labels []string) prometheus.Metric {
+	if len(h.Counts) != len(h.Bounds)+1 {
+		return prometheus.NewInvalidMetric(desc, fmt.Errorf("%d counts for %d bounds", len(h.Counts), len(h.Bounds)))
+	}
+	// Prometheus counts what is at most as large as a bound.
+	count, buckets := uint64(0), make(map[float64]uint64, len(h.Bounds))
+	for i, n := range h.Counts {
+		if count += n; i < len(h.Bounds) {
+			buckets[h.Bounds[i]] = count
+		}
+	}
+	m, err := prometheus.NewConstHistogram(desc, count, h.Sum, buckets, labels...)
 	if err != nil {
 		return prometheus.NewInvalidMetric(desc, err)
 	}

@@ -20,6 +20,12 @@ func TestHandler(t *testing.T) {
 				{Name: "weft_test_calls_total", Help: "Calls.", Counter: true, Labels: []Label{{"route", "b"}}, Value: 4},
 			}
 		},
+		func() []Stat {
+			return []Stat{
+				{Name: "weft_test_seconds", Help: "Time.", Histogram: &Histogram{Bounds: []float64{0.5, 2}, Counts: []uint64{3, 0, 4}, Sum: 21}},
+				{Name: "weft_test_bad_seconds", Help: "Time.", Histogram: &Histogram{Bounds: []float64{0.5}, Counts: []uint64{3}}},
+			}
+		},
 		func() []Stat { return []Stat{{Name: "not a name", Help: "Wrong.", Value: 1}} },
 	)
 	want := []string{
@@ -27,6 +33,13 @@ func TestHandler(t *testing.T) {
 		`# TYPE weft_test_calls_total counter`,
 		`weft_test_calls_total{route="a"} 3`,
 		`weft_test_calls_total{route="b"} 4`,
+		`# HELP weft_test_seconds Time.`,
+		`# TYPE weft_test_seconds histogram`,
+		`weft_test_seconds_bucket{le="0.5"} 3`,
+		`weft_test_seconds_bucket{le="2"} 3`,
+		`weft_test_seconds_bucket{le="+Inf"} 7`,
+		`weft_test_seconds_sum 21`,
+		`weft_test_seconds_count 7`,
 		`# HELP weft_test_things Things.`,
 		`# TYPE weft_test_things gauge`,
 		`weft_test_things 3`,

@@ -90,6 +90,11 @@ func inhabited(t testing.TB, c Config) *Store {
 	if _, err := s.client.Put(ctx, s.root+presenceKey("h"), `{"host":"h"}`); err != nil {
 		t.Fatal(err)
 	}
+	must(s.CreateRecord(ctx, "test", mesh.Record{Org: "acme", Name: "motd", Type: mesh.RecordTXT, Values: []string{"hello"}}))(t)
+	withCheck := MachineSpec{Org: "acme", App: "db", ID: "db2", Host: "h", Checks: []mesh.Check{{Kind: mesh.CheckTCP, Port: 1}}}
+	must(s.CreateMachine(ctx, "test", withCheck))(t)
+	done(s.SetHealth(ctx, "test", "h", []mesh.Health{{Org: "acme", Machine: "db2", Passing: true}}))(t)
+	done(s.SetCoordinate(ctx, "h", place(0.1)))(t)
 	if err := s.SaveReport(ctx, "h", map[string]string{"version": "1"}); err != nil {
 		t.Fatal(err)
 	}

@@ -295,7 +295,8 @@ func (w *sweep) org(ctx context.Context, org mesh.Org) error {
 		},
 		func() error { return w.drop(ctx, machineKey(org.Name, "")) },
 		func() error { return w.drop(ctx, keyAddresses+org.Name+"/") },
-		func() error { return w.drop(ctx, "health/"+org.Name+"/") },
+		func() error { return w.drop(ctx, keyHealth+org.Name+"/") },
+		func() error { return w.drop(ctx, keyRecords+org.Name+"/") },
 		func() error { return w.drop(ctx, appKey(org.Name, "")) },
 		// The network is never given again, so neither are its addresses.
 		func() error { return w.drop(ctx, fmt.Sprintf("next/slots/%d/", org.Network)) },

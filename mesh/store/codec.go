@@ -64,7 +64,7 @@ func decode(key string, value []byte, plan ipam.Plan) (object any, err error) {
 			return nil, fmt.Errorf("key %q: not a key of this kind", key)
 		}
 		return decodeAs(value, func(m *mesh.Mesh) error { return checkMesh(*m) })
-	case "orgs", "regions", "hosts", "tokens", "operators", "presence", "controllers":
+	case "orgs", "regions", "hosts", "tokens", "operators", "presence", "controllers", "coordinates":
 		if two || mesh.CheckName(kind, first) != nil {
 			return nil, fmt.Errorf("key %q: not a key of this kind", key)
 		}
@@ -78,7 +78,16 @@ func decode(key string, value []byte, plan ipam.Plan) (object any, err error) {
 			r.Org, r.Kind, r.Name = first, second, third
 			return checkEndpoint(r.Endpoint, plan)
 		})
-	case "apps", "machines", "clients":
+	case "records":
+		name, kind, _ := strings.Cut(second, "/")
+		if known, err := mesh.RecordType(kind); mesh.CheckName(kind, first) != nil || mesh.CheckRecordName(name) != nil || err != nil || known != kind {
+			return nil, fmt.Errorf("key %q: not a key of this kind", key)
+		}
+		return decodeAs(value, func(r *mesh.Record) error {
+			r.Org, r.Name, r.Type = first, name, kind
+			return checkRecord(r)
+		})
+	case "apps", "machines", "clients", "health":
 		if mesh.CheckName(kind, first) != nil || mesh.CheckName(kind, second) != nil {
 			return nil, fmt.Errorf("key %q: not a key of this kind", key)
 		}
@@ -111,6 +120,10 @@ func decode(key string, value []byte, plan ipam.Plan) (object any, err error) {
 		return decodeAs(value, func(o *mesh.Operator) error { o.ID = first; return nil })
 	case "controllers":
 		return decodeAs(value, func(c *mesh.Controller) error { c.Name = first; return nil })
+	case "health":
+		return decodeAs(value, func(h *mesh.Health) error { h.Org, h.Machine = first, second; return nil })
+	case "coordinates":
+		return decodeAs(value, func(c *mesh.Coordinate) error { return c.Validate() })
 	case "presence":
 		return decodeAs(value, func(p *mesh.Presence) error { p.Host = first; return nil })
 	}
@@ -154,6 +167,13 @@ func checkKey(k mesh.Key) error {
 		return errors.New("it has no WireGuard key")
 	}
 	return nil
+}
+
+// checkRecord puts a record into the form that CreateRecord gives it.
+func checkRecord(r *mesh.Record) error {
+	canonical, err := r.Canonical()
+	*r = canonical
+	return err
 }
 
 func checkEndpoint(p netip.Prefix, plan ipam.Plan) error {

@@ -278,11 +278,11 @@ func TestFormatIsRaised(t *testing.T) {
 		present string            // controller of a host's presence
 		want    int
 	}{
-		{"alone", nil, "", 2},
-		{"another new one", []mesh.Controller{{Name: "b", Schema: 2}}, "b", 2},
+		{"alone", nil, "", Schema},
+		{"another new one", []mesh.Controller{{Name: "b", Schema: Schema}}, "b", Schema},
 		{"an old one", []mesh.Controller{{Name: "b", Schema: 1}}, "", 1},
-		{"an old one that is dead", []mesh.Controller{{Name: "b", Schema: 1, Version: "dead"}}, "", 2},
-		{"one that is newer still", []mesh.Controller{{Name: "b", Schema: 3}}, "", 2},
+		{"an old one that is dead", []mesh.Controller{{Name: "b", Schema: 1, Version: "dead"}}, "", Schema},
+		{"one that is newer still", []mesh.Controller{{Name: "b", Schema: Schema + 1}}, "", Schema},
 		{"one that never registered, and has a host", nil, "https://192.0.2.1:7443", 1},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -290,7 +290,7 @@ func TestFormatIsRaised(t *testing.T) {
 			old := newMesh(t, Config{Schema: 1})
 			host(t, old, "h")
 			s := newStore(t, Config{Root: old.root})
-			for _, c := range append(tt.others, mesh.Controller{Name: "a", Schema: 2}) {
+			for _, c := range append(tt.others, mesh.Controller{Name: "a", Schema: Schema}) {
 				plant(t, s, c)
 			}
 			if tt.present != "" {
@@ -345,7 +345,7 @@ func TestFormatAndRegistrationMeet(t *testing.T) {
 			for k := 0; ; k++ {
 				older := newMesh(t, Config{Schema: 1})
 				s := newStore(t, Config{Root: older.root})
-				plant(t, s, mesh.Controller{Name: "new", Schema: 2})
+				plant(t, s, mesh.Controller{Name: "new", Schema: Schema})
 				if tt.record {
 					plant(t, s, mesh.Controller{Name: "old", Schema: 1, Version: "dead"})
 				}
@@ -377,7 +377,7 @@ func TestFormatAndRegistrationMeet(t *testing.T) {
 					}
 				}
 				format := fresh(t, s).Mesh.Schema
-				if refused := errors.Is(registered, ErrFormat); registered != nil && !refused || refused != (format == 2) {
+				if refused := errors.Is(registered, ErrFormat); registered != nil && !refused || refused != (format == Schema) {
 					t.Errorf("step %d: format %d, and the registration of an older controller: %v", k, format, registered)
 				}
 				if !*reached {
@@ -397,7 +397,7 @@ func TestOldControllerEnds(t *testing.T) {
 	go func() { ended <- older.Run(t.Context()) }()
 	<-older.Ready()
 	register(t, older, named("old"))
-	plant(t, s, mesh.Controller{Name: "new", Schema: 2})
+	plant(t, s, mesh.Controller{Name: "new", Schema: Schema})
 	if err := s.raiseSchema(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -484,5 +484,5 @@ func TestOldBesideNew(t *testing.T) {
 	if err := newer.raiseSchema(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, newer, "the format is raised once the old one has left", func(state mesh.State) bool { return state.Mesh.Schema == 2 })
+	eventually(t, newer, "the format is raised once the old one has left", func(state mesh.State) bool { return state.Mesh.Schema == Schema })
 }

@@ -113,7 +113,7 @@ func TestFeedOverACompaction(t *testing.T) {
 	gate.shut()
 	other := newStore(t, Config{Client: server.Client(), Root: s.root})
 	done(other.RemoveMachine(t.Context(), "", MachineRef{Org: "acme", ID: "goes"}))(t)
-	must(other.SetMachineState(t.Context(), "", MachineRef{Org: "acme", ID: "stops"}, mesh.StateStopped))(t)
+	must(other.SetMachine(t.Context(), "", MachineRef{Org: "acme", ID: "stops"}, MachineChange{State: new(mesh.StateStopped)}))(t)
 	m, rev, err := other.CreateMachine(t.Context(), "", MachineSpec{Org: "acme", App: "web", ID: "comes", Host: "h"})
 	must(m, rev, err)(t)
 	if _, err := server.Client().Compact(t.Context(), rev); err != nil {

@@ -16,7 +16,7 @@ import (
 )
 
 // FuzzDecodeKept: FuzzDecode for what the mirror holds besides the nodes: kept
-// addresses, controllers, presence.
+// addresses, controllers, presence, records, health, coordinates.
 func FuzzDecodeKept(f *testing.F) {
 	plan := testPlan(f)
 	endpoint := plan.Endpoint(1, ipam.Host{Region: 1, Number: 1}, 7)
@@ -25,7 +25,13 @@ func FuzzDecodeKept(f *testing.F) {
 		"addresses/acme/client/c":  mesh.Reservation{Endpoint: endpoint},
 		"controllers/ctl":          mesh.Controller{URLs: []string{"https://ctl:7443"}, Version: "1", Schema: 1},
 		"presence/h":               mesh.Presence{Controller: "ctl"},
-		"addresses/acme/m":         mesh.Reservation{}, "controllers/a/b": mesh.Controller{},
+		"records/acme/a.b/TXT":     mesh.Record{Values: []string{"x", ""}, TTL: 7},
+		"records/acme/a/alias":     mesh.Record{Values: []string{"web.internal"}},
+		"records/acme/_p._tcp/SRV": mesh.Record{Values: []string{"0 1 80 web.internal"}},
+		"records/acme/a/aaaa":      mesh.Record{Values: []string{"fd12::1"}}, "records/acme/a/AAAA": mesh.Record{Values: []string{"fd12::1"}},
+		"health/acme/m":    mesh.Health{Passing: true, Since: time.Unix(1893456000, 0), Note: "x"},
+		"coordinates/h":    place(0.1),
+		"addresses/acme/m": mesh.Reservation{}, "controllers/a/b": mesh.Controller{},
 	} {
 		text, err := encode(nil, v)
 		if err != nil {
@@ -62,6 +68,13 @@ func FuzzDecodeKept(f *testing.F) {
 		v.Config(wgtypes.Key{1}, 0)
 		v.Addresses()
 		v.Routes()
+		// It is where its key says, and what it says can be told to others.
+		if r, ok := object.(mesh.Record); ok && k != recordKey(r.Org, r.Name, r.Type) {
+			t.Fatalf("%s: %+v", k, r)
+		}
+		if c, ok := object.(mesh.Coordinate); ok && c.Validate() != nil {
+			t.Fatalf("%s: %+v: %v", k, c, c.Validate())
+		}
 		// Taken away again, nothing of it is left.
 		if r, ok := object.(mesh.Reservation); ok {
 			if !r.Endpoint.IsValid() || k != "addresses/"+r.Org+"/"+r.Kind+"/"+r.Name {

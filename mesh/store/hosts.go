@@ -232,6 +232,7 @@ func (s *Store) RemoveHost(ctx context.Context, actor, name string) (rev int64, 
 		t.dropKeys(host.Key, host.TLSKey)
 		t.delete(presenceKey(name))
 		t.delete(reportKey(name))
+		t.delete(coordinateKey(name))
 		return errors.Join(
 			t.giveHost(host.Number),
 			t.put(removingKey(name), removal{host.Number}),

@@ -22,6 +22,9 @@ const (
 	keyCAs         = "ca/"
 	keyAddresses   = "addresses/"
 	keyControllers = "controllers/"
+	keyRecords     = "records/"
+	keyHealth      = "health/"
+	keyCoordinates = "coordinates/"
 	keyElection    = "election/"       // of the controller that does the periodic jobs
 	keyRemoving    = "removing/hosts/" // hosts whose removal is not yet complete
 
@@ -41,6 +44,11 @@ func hostKey(name string) string        { return keyHosts + name }
 func machineKey(org, id string) string  { return "machines/" + org + "/" + id }
 func clientKey(org, name string) string { return "clients/" + org + "/" + name }
 func controllerKey(name string) string  { return keyControllers + name }
+func healthKey(org, id string) string   { return keyHealth + org + "/" + id }
+func coordinateKey(host string) string  { return keyCoordinates + host }
+func recordKey(org, name, kind string) string {
+	return keyRecords + org + "/" + name + "/" + kind
+}
 func reservationKey(org, kind, name string) string {
 	return keyAddresses + org + "/" + kind + "/" + name
 }
@@ -75,7 +83,8 @@ func tlsKey(hash string) string {
 
 // mirrored are the kinds that State holds.
 var mirrored = []string{
-	keyMesh, keyAddresses, "apps/", "clients/", keyControllers, keyHosts, "machines/", keyOperators, "orgs/", "presence/", keyRegions, keyTokens,
+	keyMesh, keyAddresses, "apps/", "clients/", keyControllers, keyCoordinates, keyHealth, keyHosts, "machines/", keyOperators, "orgs/",
+	"presence/", keyRecords, keyRegions, keyTokens,
 }
 
 // mirrorRange is the range that the mirror watches, whole: the events of one

@@ -17,6 +17,7 @@ const (
 	kindMachines = "machines"
 	kindClients  = "clients"
 	kindTokens   = "tokens"
+	kindRecords  = "records"
 )
 
 // Far from a limit, the mirror is enough to say that there is room. Near it, the
@@ -31,6 +32,10 @@ const (
 // maxLimit bounds limits: slots times hosts of an org is more, memory is not.
 const maxLimit = 10_000_000
 
+// maxRecords bounds the limit of records: all of an org's go to every host that
+// carries it.
+const maxRecords = 100_000
+
 // limitOf is how many objects of a kind an org may have.
 func limitOf(org mesh.Org, kind string) int {
 	l := org.Limits.Or(mesh.DefaultLimits)
@@ -39,6 +44,8 @@ func limitOf(org mesh.Org, kind string) int {
 		return l.Machines
 	case kindClients:
 		return l.Clients
+	case kindRecords:
+		return l.Records
 	}
 	return l.Tokens
 }
@@ -143,7 +150,7 @@ func (s *Store) ChangeLimits(ctx context.Context, actor, name string, change fun
 		}
 		org.Limits = limits
 		l := limits.Or(mesh.DefaultLimits)
-		note := fmt.Sprintf("machines %d, clients %d, tokens %d, metadata %d", l.Machines, l.Clients, l.Tokens, l.Metadata)
+		note := fmt.Sprintf("machines %d, clients %d, tokens %d, metadata %d, records %d", l.Machines, l.Clients, l.Tokens, l.Metadata, l.Records)
 		return errors.Join(t.put(orgKey(name), org), t.event("org.limit", name, note))
 	})
 	return result(org, rev, err, "set limits of org %s", name)
@@ -153,7 +160,7 @@ func checkLimits(l mesh.Limits) error {
 	for _, x := range []struct {
 		name   string
 		n, max int
-	}{{kindMachines, l.Machines, maxLimit}, {kindClients, l.Clients, maxLimit}, {kindTokens, l.Tokens, maxLimit}, {"metadata", l.Metadata, maxMeta}} {
+	}{{kindMachines, l.Machines, maxLimit}, {kindClients, l.Clients, maxLimit}, {kindTokens, l.Tokens, maxLimit}, {"metadata", l.Metadata, maxMeta}, {kindRecords, l.Records, maxRecords}} {
 		if x.n < 0 || x.n > x.max {
 			return fmt.Errorf("limit of %s: %d is not within 1 to %d (0: the default)", x.name, x.n, x.max)
 		}

@@ -35,6 +35,9 @@ func TestLimitsAreExact(t *testing.T) {
 				ID: fmt.Sprint("x", i), Hash: hash("x"), Kind: mesh.KindClient, Org: "acme", Expires: time.Now().Add(time.Hour),
 			}))
 		}, func(s *Store) error { return second(s.RemoveToken(context.Background(), "", "x99")) }},
+		{kindRecords, func(s *Store, i int) error {
+			return third(s.CreateRecord(context.Background(), "", mesh.Record{Org: "acme", Name: fmt.Sprint("x", i), Type: mesh.RecordTXT, Values: []string{"v"}}))
+		}, func(s *Store) error { return second(s.RemoveRecord(context.Background(), "", "acme", "x99", "")) }},
 	} {
 		t.Run(tt.kind, func(t *testing.T) {
 			t.Parallel()
@@ -45,7 +48,7 @@ func TestLimitsAreExact(t *testing.T) {
 			for i := range 3 {
 				host(t, one, fmt.Sprint("h", i))
 			}
-			must(one.UpdateOrg(t.Context(), "test", "acme", mesh.Limits{Machines: limit, Clients: limit, Tokens: limit}))(t)
+			must(one.UpdateOrg(t.Context(), "test", "acme", mesh.Limits{Machines: limit, Clients: limit, Tokens: limit, Records: limit}))(t)
 			if err := tt.create(one, 99); err != nil {
 				t.Fatal(err)
 			}
@@ -77,7 +80,7 @@ func TestLimitsAreExact(t *testing.T) {
 			if err := tt.create(stores[1], 78); err != nil {
 				t.Errorf("in the place of one that went: %v", err)
 			}
-			must(one.UpdateOrg(t.Context(), "test", "acme", mesh.Limits{Machines: 1, Clients: 1, Tokens: 1}))(t)
+			must(one.UpdateOrg(t.Context(), "test", "acme", mesh.Limits{Machines: 1, Clients: 1, Tokens: 1, Records: 1}))(t)
 			if err := tt.create(stores[0], 79); !errors.Is(err, ErrLimit) {
 				t.Errorf("far beyond a lower limit: %v", err)
 			}

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"slices"
+	"strings"
 
 	"github.com/weftmesh/weft/ipam"
 	"github.com/weftmesh/weft/mesh"
@@ -20,6 +22,9 @@ type MachineSpec struct {
 	Meta   map[string]string
 	Host   string // where it is
 	Stable bool   // it keeps its endpoint on another host, and for a while after its end
+	// Unlisted and Checks are described at mesh.Machine.
+	Unlisted bool
+	Checks   []mesh.Check
 	// Move: if it is on another host, it is prepared to move to Host; see MoveMachine.
 	Move bool
 	// Endpoint, if valid, is the /112 that it holds already: controllers had given it,
@@ -45,7 +50,7 @@ const (
 // homed.
 //
 // The same request again returns the machine that is there and changes nothing: its
-// answer may have been lost. One that is on another host is ErrExists, or with
+// answer may have been lost. (With other checks it sets those.) One that is on another host is ErrExists, or with
 // spec.Move is prepared to come: then the machine returned is still there, and its
 // Next is spec.Host.
 func (s *Store) CreateMachine(ctx context.Context, actor string, spec MachineSpec) (m mesh.Machine, rev int64, err error) {
@@ -107,14 +112,21 @@ func (t *tx) newMachine(ctx context.Context, plan ipam.Plan, spec MachineSpec) (
 	case err != nil:
 		return m, false, err
 	case there && old.Host == spec.Host:
-		return old, false, only(!same(old, spec), existsHere(spec))
+		m, err = t.again(old, spec)
+		return m, false, err
 	case there:
 		m, err = t.prepareMove(old, host, spec)
 		return m, false, err
 	}
 	m = mesh.Machine{
 		Org: spec.Org, ID: spec.ID, App: spec.App, Group: spec.Group, Meta: spec.Meta, Host: spec.Host,
-		Stable: spec.Stable, State: mesh.StateStarted, Created: t.s.now(),
+		Stable: spec.Stable, Unlisted: spec.Unlisted, Checks: spec.Checks, State: mesh.StateStarted, Created: t.s.now(),
+	}
+	if len(m.Checks) > 0 {
+		m.State = mesh.StateCreated
+	}
+	if state.Health.Has(spec.Org + "/" + spec.ID) {
+		t.delete(healthKey(spec.Org, spec.ID)) // of an earlier one, which an older controller removed
 	}
 	if err := errors.Join(usable(host, spec), checkPairs(org, spec.Meta)); err != nil {
 		return m, false, err
@@ -163,6 +175,19 @@ func (t *tx) place(ctx context.Context, plan ipam.Plan, org mesh.Org, host mesh.
 	return "", false, err
 }
 
+// again is what becomes of a machine that its host registers once more. Its checks,
+// and whether it is listed, are as was said last.
+func (t *tx) again(m mesh.Machine, spec MachineSpec) (mesh.Machine, error) {
+	if !same(m, spec) {
+		return m, existsHere(spec)
+	}
+	if m.Unlisted == spec.Unlisted && slices.Equal(m.Checks, spec.Checks) {
+		return m, nil
+	}
+	m.Unlisted, m.Checks = spec.Unlisted, spec.Checks
+	return m, errors.Join(t.put(machineKey(m.Org, m.ID), m), t.event("machine.set", m.Org+"/"+m.ID, ""))
+}
+
 // same reports whether a machine is what spec asks for.
 func same(m mesh.Machine, spec MachineSpec) bool {
 	return m.App == spec.App && m.Group == spec.Group && maps.Equal(m.Meta, spec.Meta) && m.Stable == spec.Stable &&
@@ -209,6 +234,9 @@ func checkMachine(spec MachineSpec) error {
 			return err
 		}
 	}
+	if err := mesh.ValidateChecks(spec.Checks); err != nil {
+		return fmt.Errorf("machine %s: %w", spec.ID, err)
+	}
 	if len(spec.Meta) > maxMeta {
 		return fmt.Errorf("machine %s: it has more than %d pairs of metadata", spec.ID, maxMeta)
 	}
@@ -237,18 +265,40 @@ func (t *tx) machine(ctx context.Context, ref MachineRef) (mesh.Machine, error) 
 	return m, nil
 }
 
-// SetMachineState sets whether the machine runs: mesh.StateStarted or
-// mesh.StateStopped.
-func (s *Store) SetMachineState(ctx context.Context, actor string, ref MachineRef, state string) (m mesh.Machine, rev int64, err error) {
-	if state != mesh.StateStarted && state != mesh.StateStopped {
-		return m, 0, invalid(fmt.Errorf("machine %s/%s: there is no state %q", ref.Org, ref.ID, state))
+// MachineChange is what SetMachine sets; nil fields stay.
+type MachineChange struct {
+	State    *string // mesh.StateStarted, mesh.StateDraining or mesh.StateStopped
+	Cordoned *bool
+}
+
+// SetMachine sets what somebody wants of a machine. It changes what its names
+// answer, not what runs.
+func (s *Store) SetMachine(ctx context.Context, actor string, ref MachineRef, change MachineChange) (m mesh.Machine, rev int64, err error) {
+	wanted := []string{mesh.StateStarted, mesh.StateDraining, mesh.StateStopped}
+	if change.State != nil && !slices.Contains(wanted, *change.State) {
+		return m, 0, invalid(fmt.Errorf("machine %s/%s: state %q: want %s", ref.Org, ref.ID, *change.State, strings.Join(wanted, ", ")))
 	}
 	rev, err = s.change(ctx, actor, func(ctx context.Context, t *tx) error {
-		if m, err = t.machine(ctx, ref); err != nil || m.State == state {
+		if m, err = t.machine(ctx, ref); err != nil {
 			return err
 		}
-		m.State = state
-		return errors.Join(t.put(machineKey(ref.Org, ref.ID), m), t.event("machine."+state, ref.Org+"/"+ref.ID, ""))
+		var events []string
+		if c := change.State; c != nil && *c != m.State && !(*c == mesh.StateStarted && m.State == mesh.StateCreated) {
+			m.State = *c
+			events = append(events, "machine."+m.State)
+		}
+		if c := change.Cordoned; c != nil && *c != m.Cordoned {
+			m.Cordoned = *c
+			events = append(events, map[bool]string{true: "machine.cordon", false: "machine.uncordon"}[*c])
+		}
+		if len(events) == 0 {
+			return nil
+		}
+		err := t.put(machineKey(ref.Org, ref.ID), m)
+		for _, e := range events {
+			err = errors.Join(err, t.event(e, ref.Org+"/"+ref.ID, ""))
+		}
+		return err
 	})
 	return result(m, rev, err, "set machine %s/%s", ref.Org, ref.ID)
 }
@@ -276,6 +326,7 @@ func (s *Store) RemoveMachine(ctx context.Context, actor string, ref MachineRef)
 // dropMachine deletes a machine's record and says what becomes of its address.
 func (t *tx) dropMachine(ctx context.Context, plan ipam.Plan, m mesh.Machine) error {
 	t.delete(machineKey(m.Org, m.ID))
+	t.delete(healthKey(m.Org, m.ID))
 	if !m.Stable {
 		parts, _ := plan.Parts(m.Endpoint.Addr())
 		return t.giveSlot(parts)

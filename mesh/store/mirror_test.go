@@ -177,7 +177,7 @@ func TestMirrorEqualsAFreshList(t *testing.T) {
 			"stop machine": func(rt *rapid.T) {
 				o, i := org.Draw(rt, "org"), id.Draw(rt, "id")
 				_, there := m.machines[o+"/"+i]
-				expect(rt, third(s.SetMachineState(ctx, "", MachineRef{Org: o, ID: i}, mesh.StateStopped)), when(!there, ErrNotFound))
+				expect(rt, third(s.SetMachine(ctx, "", MachineRef{Org: o, ID: i}, MachineChange{State: new(mesh.StateStopped)})), when(!there, ErrNotFound))
 			},
 			"remove machine": func(rt *rapid.T) {
 				o, i := org.Draw(rt, "org"), id.Draw(rt, "id")
@@ -317,7 +317,7 @@ func TestCilium31985NothingRemovedBeforeFirstList(t *testing.T) {
 	done(other.RemoveMachine(t.Context(), "", MachineRef{Org: "acme", ID: "goes"}))(t)
 	m, rev, err := other.CreateMachine(t.Context(), "", MachineSpec{Org: "acme", App: "web", ID: "comes", Host: "h"})
 	must(m, rev, err)(t)
-	m, rev, err = other.SetMachineState(t.Context(), "", MachineRef{Org: "acme", ID: "stays0"}, mesh.StateStopped)
+	m, rev, err = other.SetMachine(t.Context(), "", MachineRef{Org: "acme", ID: "stays0"}, MachineChange{State: new(mesh.StateStopped)})
 	must(m, rev, err)(t)
 	if _, err := server.Client().Compact(t.Context(), rev); err != nil {
 		t.Fatal(err)

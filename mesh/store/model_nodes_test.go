@@ -180,7 +180,7 @@ func (s *steps) stopMachine() {
 	m, there := s.machines[org+"/"+id]
 	var want refusals
 	want.when(!there, ErrNotFound)
-	_, rev, err := s.at().SetMachineState(context.Background(), "", MachineRef{Org: org, ID: id}, mesh.StateStopped)
+	_, rev, err := s.at().SetMachine(context.Background(), "", MachineRef{Org: org, ID: id}, MachineChange{State: new(mesh.StateStopped)})
 	if s.done(rev, err, want) {
 		m.State = mesh.StateStopped
 		s.machines[org+"/"+id] = m

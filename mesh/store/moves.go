@@ -46,6 +46,7 @@ func (t *tx) prepareMove(m mesh.Machine, host mesh.Host, spec MachineSpec) (mesh
 		return m, err
 	}
 	m.Next = host.Name
+	m.Unlisted, m.Checks = spec.Unlisted, spec.Checks // as who takes it over says
 	return m, errors.Join(t.put(machineKey(m.Org, m.ID), m), t.event("machine.prepare", name, "from "+m.Host+" to "+m.Next))
 }
 

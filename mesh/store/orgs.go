@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -147,7 +148,7 @@ func (s *Store) RemoveRegion(ctx context.Context, actor, name string) (rev int64
 
 // CreateApp creates an app before its first machine, with its settings.
 func (s *Store) CreateApp(ctx context.Context, actor string, app mesh.App) (created mesh.App, rev int64, err error) {
-	if err := mesh.CheckName("app", app.Name); err != nil {
+	if err := app.Validate(); err != nil {
 		return created, 0, invalid(err)
 	}
 	rev, err = s.change(ctx, actor, func(ctx context.Context, t *tx) error {
@@ -160,9 +161,84 @@ func (s *Store) CreateApp(ctx context.Context, actor string, app mesh.App) (crea
 		if _, there, err := get[mesh.App](ctx, t, appKey(app.Org, app.Name)); err != nil || there {
 			return errors.Join(err, only(there, ErrExists))
 		}
+		if err := t.unrecorded(ctx, app.Org, app.Name); err != nil {
+			return err
+		}
 		return errors.Join(t.put(appKey(app.Org, app.Name), app), t.event("app.create", app.Org+"/"+app.Name, ""))
 	})
 	return result(app, rev, err, "create app %s/%s", app.Org, app.Name)
+}
+
+// unrecorded refuses an app of whose name the org has records: they would not be
+// answered any more.
+func (t *tx) unrecorded(ctx context.Context, org, app string) error {
+	state, err := t.s.at(ctx, t.rev)
+	if err != nil {
+		return err
+	}
+	for _, r := range state.Records.Prefix(org + "/") {
+		if r.App() == app {
+			return mesh.WithHint(fmt.Errorf("%w: the org has its own record %s", ErrConflict, r.Name),
+				"choose another name, or remove the record first: weft record remove --org %s %s", org, r.Name)
+		}
+	}
+	return nil
+}
+
+// AppChange is what SetApp sets; nil fields stay.
+type AppChange struct {
+	Answer *string
+	TTL    *int // seconds; 0: the default
+}
+
+// SetApp changes an app's settings. An app that exists only through its machines
+// gets a record.
+func (s *Store) SetApp(ctx context.Context, actor, org, name string, change AppChange) (app mesh.App, rev int64, err error) {
+	rev, err = s.change(ctx, actor, func(ctx context.Context, t *tx) error {
+		if err := t.fetch(ctx, orgKey(org), appKey(org, name)); err != nil {
+			return err
+		}
+		if _, err := t.liveOrg(ctx, org); err != nil {
+			return err
+		}
+		var there bool
+		if app, there, err = get[mesh.App](ctx, t, appKey(org, name)); err != nil {
+			return err
+		}
+		if !there {
+			if there, err = t.hasMachines(ctx, org, name); err != nil || !there {
+				return errors.Join(err, only(!there, ErrNotFound))
+			}
+			app = mesh.App{Org: org, Name: name}
+		}
+		was := app
+		if change.Answer != nil {
+			app.Answer = *change.Answer
+		}
+		if change.TTL != nil {
+			app.TTL = *change.TTL
+		}
+		if err := app.Validate(); err != nil || app == was && t.seen[appKey(org, name)] != nil {
+			return invalid(err)
+		}
+		return errors.Join(t.put(appKey(org, name), app), t.event("app.set", org+"/"+name, fmt.Sprintf("answer %s, ttl %d s",
+			cmp.Or(app.Answer, mesh.AnswerNear), cmp.Or(app.TTL, mesh.DefaultTTL))))
+	})
+	return result(app, rev, err, "set app %s/%s", org, name)
+}
+
+// hasMachines reports whether there is a machine of an app.
+func (t *tx) hasMachines(ctx context.Context, org, app string) (bool, error) {
+	state, err := t.s.at(ctx, t.rev)
+	if err != nil {
+		return false, err
+	}
+	for _, m := range state.Machines.Prefix(org + "/") {
+		if m.App == app {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 // RemoveApp removes an app that has no machines.

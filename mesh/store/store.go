@@ -75,6 +75,7 @@ type Store struct {
 	mesh      atomic.Pointer[mesh.Mesh] // as read; the plan in it never changes
 	mirror    mirror
 	presence  presence
+	placed    placed
 	running   atomic.Bool
 	elected   atomic.Bool // this one does the periodic jobs
 

@@ -123,7 +123,7 @@ func TestChanges(t *testing.T) {
 	if cl.Home != "fra1" || cl.Gateway != "fra1" || cl.Endpoint != plan.Endpoint(1, h.Position(), 3) {
 		t.Errorf("client: %+v", cl)
 	}
-	m = must(s.SetMachineState(ctx, "test", MachineRef{"acme", "m1", "fra1"}, mesh.StateStopped))(t)
+	m = must(s.SetMachine(ctx, "test", MachineRef{"acme", "m1", "fra1"}, MachineChange{State: new(mesh.StateStopped)}))(t)
 	cordoned := true
 	h, rev, err := s.SetHost(ctx, "test", "fra1", HostChange{Cordoned: &cordoned})
 	must(h, rev, err)(t)
@@ -231,7 +231,9 @@ func TestRefusals(t *testing.T) {
 		{"machine with much metadata", ErrInvalid, func() error {
 			return third(s.CreateMachine(ctx, "", MachineSpec{Org: "acme", App: "web", Host: "fra1", Meta: map[string]string{"k": strings.Repeat("v", 256)}}))
 		}},
-		{"machine state", ErrInvalid, func() error { return third(s.SetMachineState(ctx, "", MachineRef{Org: "acme", ID: "m1"}, "paused")) }},
+		{"machine state", ErrInvalid, func() error {
+			return third(s.SetMachine(ctx, "", MachineRef{Org: "acme", ID: "m1"}, MachineChange{State: new("paused")}))
+		}},
 		{"machine that is not there", ErrNotFound, func() error { return second(s.RemoveMachine(ctx, "", MachineRef{Org: "acme", ID: "gone"})) }},
 		{"client twice", ErrExists, func() error {
 			return third(s.CreateClient(ctx, "", ClientSpec{Org: "acme", Name: "laptop", Key: key("x")}))

@@ -77,6 +77,17 @@ func (c Client) Dig(ctx context.Context, org, name, kind string) (d Dig, err err
 	return d, c.get(ctx, "/v1/dig?"+url.Values{"org": {org}, "name": {name}, "type": {kind}}.Encode(), &d)
 }
 
+// Explain asks why the node's resolver answers a member of org as it does; as is the
+// machine that would ask, or nothing.
+func (c Client) Explain(ctx context.Context, org, as, name, kind string) (e Explain, err error) {
+	return e, c.get(ctx, "/v1/explain?"+url.Values{"org": {org}, "as": {as}, "name": {name}, "type": {kind}}.Encode(), &e)
+}
+
+// Top asks for the names that are asked most.
+func (c Client) Top(ctx context.Context) (t Top, err error) {
+	return t, c.get(ctx, "/v1/top", &t)
+}
+
 // Ping sends one echo to a name or an address as a member of org.
 func (c Client) Ping(ctx context.Context, org, name string) (p Ping, err error) {
 	return p, c.get(ctx, "/v1/ping?"+url.Values{"org": {org}, "name": {name}}.Encode(), &p)
@@ -95,6 +106,25 @@ func (c Client) Down(ctx context.Context) error {
 // serve.
 func (c Client) Ready(ctx context.Context, r Ready) error {
 	resp, err := c.do(ctx, http.MethodPost, "/v1/attach/ready", r)
+	if err != nil {
+		return err
+	}
+	return resp.Body.Close()
+}
+
+// Checked tells the agent what a check said that is a command.
+func (c Client) Checked(ctx context.Context, r CheckResult) error {
+	resp, err := c.do(ctx, http.MethodPost, "/v1/attach/check", r)
+	if err != nil {
+		return err
+	}
+	return resp.Body.Close()
+}
+
+// Drain has the agent take a machine out of names. When it returns the machine is out
+// of its own host's; an error says that the others may not know yet.
+func (c Client) Drain(ctx context.Context, r Drain) error {
+	resp, err := c.do(ctx, http.MethodPost, "/v1/attach/drain", r)
 	if err != nil {
 		return err
 	}

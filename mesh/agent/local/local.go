@@ -82,7 +82,11 @@ type AttachRequest struct {
 	// Stable: it keeps its address on another host; nil: if ID is given.
 	Stable *bool `json:"stable,omitempty"`
 	// Move takes the machine over from the host where it runs.
-	Move bool `json:"move,omitempty"`
+	Move     bool `json:"move,omitempty"`
+	Unlisted bool `json:"unlisted,omitempty"` // see mesh.Machine
+	// Checks are what the agent looks at. Those that are commands the caller runs, and
+	// says what came of it (CheckResult).
+	Checks []mesh.Check `json:"checks,omitempty"`
 	// Held is what the caller was given before, when it comes back to an agent that
 	// went away.
 	Held *Held `json:"held,omitempty"`
@@ -143,6 +147,22 @@ const (
 // Ready is POST /v1/attach/ready: the process of a machine that is being moved can
 // serve. It is of the process that attached it.
 type Ready struct {
+	Org string `json:"org"`
+	ID  string `json:"id"`
+}
+
+// CheckResult is POST /v1/attach/check: what one run of a check said that is a
+// command. It is of the process that attached the machine.
+type CheckResult struct {
+	Org     string `json:"org"`
+	ID      string `json:"id"`
+	Check   int    `json:"check"`             // index in AttachRequest.Checks
+	Failure string `json:"failure,omitempty"` // "": it succeeded
+}
+
+// Drain is POST /v1/attach/drain: the machine is about to end, and is to be in names
+// no longer. It is of the process that attached it.
+type Drain struct {
 	Org string `json:"org"`
 	ID  string `json:"id"`
 }

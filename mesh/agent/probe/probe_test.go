@@ -2,6 +2,7 @@ package probe
 
 import (
 	"bytes"
+	"math/rand/v2"
 	"testing"
 	"time"
 
@@ -217,6 +218,63 @@ func TestJitterIsSmoothed(t *testing.T) {
 	}
 	if changes > 10 {
 		t.Errorf("%d changes in a minute of jitter", changes)
+	}
+}
+
+// Outliers are no distance: an answer that was held up, even one in ten, changes
+// nothing; and one that came late does not make a near host a far one.
+func TestOutliersAreRemoved(t *testing.T) {
+	for range 20 {
+		seed := rand.Uint64()
+		rnd := rand.New(rand.NewPCG(seed, 0))
+		base := time.Duration(1+rnd.IntN(20)) * 10 * ms
+		tracker := NewTracker(Timing{})
+		simulate(tracker, func(time.Duration) time.Duration {
+			if rnd.IntN(10) == 0 {
+				return base + time.Duration(5+rnd.IntN(50))*10*ms
+			}
+			return base
+		}, 60*time.Second, func(at time.Duration) {
+			if d := tracker.RTT() - base; at > 3*time.Second && (d < 0 || d > base/10) {
+				t.Fatalf("seed %d: %s at %s on a way of %s", seed, tracker.RTT(), at, base)
+			}
+			if tracker.Suspect() {
+				t.Fatalf("seed %d: suspect at %s", seed, at)
+			}
+		})
+	}
+}
+
+// Hysteresis: a distance that creeps by less than a tenth stays what it was told as,
+// and is told anew when it has crept farther, in either direction.
+func TestHysteresis(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		from    time.Duration
+		to      time.Duration
+		changes int // after the first measurement
+	}{
+		{"within a tenth", 100 * ms, 110 * ms, 0},
+		{"beyond it", 100 * ms, 120 * ms, 1},
+		{"nearer", 120 * ms, 100 * ms, 1},
+		{"twice as far, slowly", 100 * ms, 200 * ms, 7}, // 1.1 to the 7th power is 1.95
+	} {
+		tracker := NewTracker(Timing{})
+		var told []time.Duration
+		const end = 200 * time.Second
+		simulate(tracker, func(at time.Duration) time.Duration {
+			return (tt.from + time.Duration(float64(tt.to-tt.from)*float64(at)/float64(end))).Truncate(10 * time.Microsecond).Round(10 * ms)
+		}, end, func(time.Duration) {
+			if rtt := tracker.RTT(); rtt > 0 && (len(told) == 0 || told[len(told)-1] != rtt) {
+				told = append(told, rtt)
+			}
+		})
+		if len(told)-1 > tt.changes || tt.changes == 0 && len(told) != 1 || tt.changes > 0 && len(told) == 1 {
+			t.Errorf("%s: told %v, want at most %d changes", tt.name, told, tt.changes)
+		}
+		if last := told[len(told)-1]; (last - tt.to).Abs() > tt.to/10+ms {
+			t.Errorf("%s: told %s at the end, is %s", tt.name, last, tt.to)
+		}
 	}
 }
 

@@ -60,6 +60,14 @@ type Result struct {
 // out.
 type Results map[string]Result
 
+// Sight is when a target was last looked at. It changes with every packet, so it is
+// no part of Result, whose change is news.
+type Sight struct {
+	Asked    time.Time     // the last probe left; zero: never
+	Answered time.Time     // the last answer came; zero: never
+	Interval time.Duration // between two probes, as of now
+}
+
 // Prober probes targets and answers others.
 type Prober struct {
 	cfg     Config
@@ -99,6 +107,17 @@ func New(cfg Config) *Prober {
 
 // Results returns what is known now.
 func (p *Prober) Results() Results { return *p.results.Load() }
+
+// Sights returns when each target was last looked at, by name.
+func (p *Prober) Sights() map[string]Sight {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	out := make(map[string]Sight, len(p.states))
+	for name, s := range p.states {
+		out[name] = Sight{Asked: s.tracker.Asked(), Answered: s.tracker.Answered(), Interval: s.interval}
+	}
+	return out
+}
 
 // Set replaces the targets. What is known of those that stay is kept; a target
 // whose address changed starts anew.
@@ -186,8 +205,7 @@ func (p *Prober) due(now time.Time) []outgoing {
 			Packet{Flags: FlagHoldsData, Nonce: nonce, Timestamp: uint64(now.UnixNano())}.Append(make([]byte, 0, Size)),
 			netip.AddrPortFrom(s.Addr, p.cfg.Port),
 		})
-		// A tenth to and fro keeps the nodes of a mesh out of step.
-		s.due = now.Add(time.Duration(float64(s.interval) * (0.9 + 0.2*rand.Float64())))
+		s.due = now.Add(time.Duration(float64(s.interval) * (1 - jitter + 2*jitter*rand.Float64())))
 	}
 	return out
 }
@@ -211,10 +229,13 @@ func (p *Prober) judge(now time.Time) (Results, time.Duration) {
 	next := p.cfg.Timing.Interval / 3
 	for i, d := range Intervals(standings, p.cfg.Budget, p.cfg.Timing.Interval) {
 		s := p.states[names[i]]
-		if s.interval = d; s.due.After(now.Add(d)) && s.tracker.RTT() != 0 {
+		if s.interval = d; s.due.After(now.Add(longest(d))) && s.tracker.RTT() != 0 {
 			s.due = now.Add(d) // promoted to the fast lane
 		}
 		next = min(next, max(s.due.Sub(now), time.Millisecond))
+		if at, ok := s.tracker.Patience(); ok {
+			next = min(next, max(at.Sub(now), time.Millisecond))
+		}
 	}
 	if len(names) == 0 || p.cfg.Silent {
 		return results, time.Minute // Set wakes

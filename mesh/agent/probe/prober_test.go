@@ -2,6 +2,7 @@ package probe
 
 import (
 	"context"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"sync"
@@ -128,6 +129,75 @@ func TestProber(t *testing.T) {
 		after(time.Second, nil)
 		if len(a.Results()) != 0 {
 			t.Errorf("results of nobody: %v", a.Results())
+		}
+	})
+}
+
+// Whenever a host falls silent, and wherever its probes stand then, others are told
+// within a second and a half.
+func TestSilenceIsToldInTime(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	rnd := rand.New(rand.NewPCG(seed, 0))
+	for i := range 400 {
+		synctest.Test(t, func(t *testing.T) {
+			delay := 2 * ms // the nearest fall silent the soonest after an answer
+			if i%4 == 0 {
+				delay = time.Duration(1+rnd.IntN(240)) * ms
+			}
+			w := &wire{conns: map[netip.AddrPort]*memConn{}, delay: delay, cut: map[netip.Addr]bool{}}
+			b := netip.MustParseAddr("fd00::b")
+			var p atomic.Pointer[Prober]
+			told := make(chan time.Time, 1)
+			a := start(t, Config{Conn: w.listen("fd00::a"), Changed: func() {
+				if p := p.Load(); p != nil && p.Results()["b"].Suspect {
+					select {
+					case told <- time.Now():
+					default:
+					}
+				}
+			}})
+			p.Store(a)
+			start(t, Config{Conn: w.listen("fd00::b"), Allowed: everybody})
+			a.Set([]Target{{Name: "b", Addr: b}})
+			pass(5*time.Second + time.Duration(rnd.IntN(1000))*ms)
+			cut := time.Now()
+			w.set(func(w *wire) { w.cut[b] = true })
+			select {
+			case at := <-told:
+				if d := at.Sub(cut); d > 1500*ms {
+					t.Errorf("at %s: told %s after the silence began", delay, d)
+				}
+			case <-time.After(5 * time.Second):
+				t.Errorf("at %s: nobody was told", delay)
+			}
+		})
+	}
+}
+
+// Sights say when a target was last asked and when it last answered.
+func TestSights(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &wire{conns: map[netip.AddrPort]*memConn{}, delay: 20 * ms, cut: map[netip.Addr]bool{}}
+		a := start(t, Config{Conn: w.listen("fd00::a")})
+		start(t, Config{Conn: w.listen("fd00::b"), Allowed: everybody})
+		b := netip.MustParseAddr("fd00::b")
+		a.Set([]Target{{Name: "b", Addr: b}, {Name: "nobody", Addr: netip.MustParseAddr("fd00::c")}, {Name: "later", Addr: netip.MustParseAddr("fd00::d"), Wait: time.Hour}})
+		pass(5 * time.Second)
+		cut := time.Now()
+		w.set(func(w *wire) { w.cut[b] = true })
+		pass(time.Minute)
+		got := a.Sights()
+		if d := cut.Sub(got["b"].Answered); d < -20*ms || d > 400*ms {
+			t.Errorf("b: answered %s before it was cut", d)
+		}
+		for _, name := range []string{"b", "nobody"} {
+			if d := time.Since(got[name].Asked); d > 400*ms {
+				t.Errorf("%s: asked %s ago", name, d)
+			}
+		}
+		if !got["nobody"].Answered.IsZero() || !got["later"].Asked.IsZero() || len(got) != 3 {
+			t.Errorf("%+v", got)
 		}
 	})
 }

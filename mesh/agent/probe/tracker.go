@@ -39,6 +39,10 @@ const (
 	maxSamples  = 16 // and at most so many
 	maxInFlight = 64
 	recoverWith = 2 // answers in a row make a suspect well again
+
+	// jitter is the part of an interval by which it is longer or shorter: that keeps
+	// the nodes of a mesh out of step.
+	jitter = 0.1
 )
 
 // Tracker judges one host by what was sent to it and what came back. It does no
@@ -61,6 +65,7 @@ type Tracker struct {
 	since   time.Time // of suspect
 	streak  int       // answers in a row while suspect
 	last    time.Time // last answer
+	asked   time.Time // last probe
 }
 
 type sent struct {
@@ -84,6 +89,7 @@ func (t *Tracker) Sent(nonce uint64, now time.Time) {
 		t.flight = slices.Delete(t.flight, 1, 2)
 	}
 	t.flight = append(t.flight, sent{nonce, now})
+	t.asked = now
 }
 
 // Received notes an answer. It is false for one that nobody asked for, came twice,
@@ -131,21 +137,33 @@ func (t *Tracker) measure(now time.Time) {
 
 // Tick lets time pass: a host becomes suspect by silence.
 func (t *Tracker) Tick(now time.Time) {
-	if t.suspect || len(t.flight) < minLost {
-		return
-	}
-	if now.Sub(t.flight[0].at) >= t.patience() {
+	if at, ok := t.Patience(); ok && !now.Before(at) {
 		t.suspect, t.since, t.streak = true, now, 0
 	}
 }
 
-// patience is how long the first lost probe may be out. One interval is taken off
-// SuspectAfter because the way may have broken right after the probe before it.
+// Patience is when the host becomes suspect, if nothing is heard of it until then;
+// ok is false while too few probes are out to say.
+func (t *Tracker) Patience() (at time.Time, ok bool) {
+	if t.suspect || len(t.flight) < minLost {
+		return time.Time{}, false
+	}
+	return t.flight[0].at.Add(t.patience()), true
+}
+
+// patience is how long the first lost probe may be out. The longest time between two
+// probes is taken off SuspectAfter because the way may have broken right after the
+// probe before it.
 func (t *Tracker) patience() time.Duration {
 	if t.rtt == 0 {
 		return t.timing.StartGrace
 	}
-	return max(t.timing.SuspectAfter-t.timing.Interval, 2*t.rtt+2*t.timing.Interval)
+	return max(t.timing.SuspectAfter-longest(t.timing.Interval), 2*t.rtt+2*t.timing.Interval)
+}
+
+// longest is the most that an interval can be drawn as.
+func longest(interval time.Duration) time.Duration {
+	return time.Duration(float64(interval) * (1 + jitter))
 }
 
 // RTT is the smoothed round trip; 0: never measured.
@@ -156,6 +174,11 @@ func (t *Tracker) Suspect() bool { return t.suspect }
 
 // SuspectSince is when the answers were found to have stopped, if Suspect.
 func (t *Tracker) SuspectSince() time.Time { return t.since }
+
+// Asked and Answered are when the last probe left and the last answer came; zero:
+// never.
+func (t *Tracker) Asked() time.Time    { return t.asked }
+func (t *Tracker) Answered() time.Time { return t.last }
 
 // Late reports whether an answer is overdue: worth a closer look.
 func (t *Tracker) Late(now time.Time) bool {
