@@ -21,7 +21,7 @@ build: ## the three commands, into build/bin
 # What the lab starts besides: the workload of its machines, the members of etcd
 # clusters, and the plain WireGuard program that wg-quick falls back to.
 lab-bin: build
-	@go build -trimpath -o $(BIN)/ ./e2e/lab/workload ./e2e/lab/etcdmember ./e2e/lab/streams ./e2e/demo
+	@go build -trimpath -o $(BIN)/ ./e2e/lab/workload ./e2e/lab/etcdmember ./e2e/lab/streams ./e2e/lab/lookup ./e2e/demo
 	@go build -trimpath -o $(BIN)/wireguard-go golang.zx2c4.com/wireguard
 .PHONY: lab-bin
 
@@ -61,11 +61,20 @@ bench-dns: deps ## names answered per second, against CoreDNS, NSD and a bare mi
 # Debian's real clients, which the tests and the demo use. Silent when they are here.
 PROGRAMS := ip:iproute2 nsenter:util-linux ping:iputils-ping wg:wireguard-tools wg-quick:wireguard-tools dig:bind9-dnsutils \
             dnsperf:dnsperf iperf3:iperf3 nft:nftables curl:curl getent:libc-bin setpriv:util-linux python3:python3 \
-            unshare:util-linux dbus-daemon:dbus-daemon
+            unshare:util-linux dbus-daemon:dbus-daemon kdig:knot-dnsutils node:nodejs escript:erlang-base \
+            musl-gcc:musl-tools gcc:gcc gencat:libc6-dev
 MISSING = for p in $(PROGRAMS); do command -v $${p%%:*} >/dev/null || echo $${p\#\#*:}; done | sort -u | tr '\n' ' '
 DEPSLOG := $(or $(TMPDIR),/tmp)/weft-deps.log
-# An independent name server and its libraries. Unpacked, not installed: Debian would start it.
-NSD := nsd libevent-2.1-7 libfstrm0 libprotobuf-c1
+# Unpacked with their libraries, not installed: Debian would start the first, and the
+# others would take this machine's own resolver over.
+NSD      := nsd libevent-2.1-7 libfstrm0 libprotobuf-c1
+RESOLVED := systemd-resolved libsystemd-shared libkmod2 libip4tc2 libapparmor1 libssl3
+# $(call unpack,DIRECTORY,FILE OF IT,PACKAGES,WHAT IS NOT TRIED WITHOUT)
+unpack = if [ ! -e $(BUILD)/$(1)/$(2) ] && command -v apt-get >/dev/null; then \
+	  mkdir -p $(BUILD)/$(1) && cd $(BUILD)/$(1) && \
+	  { apt-get download $(3) || { apt-get update && apt-get download $(3); }; } >/dev/null 2>&1 && \
+	  for p in *.deb; do dpkg-deb -x $$p . || exit 1; done \
+	    || echo "deps: $(1) could not be unpacked; $(4)" >&2; fi
 deps: ## install the real clients that tests use (Debian, root); silent when satisfied
 	@missing="$$($(MISSING))"; [ -n "$$missing" ] || exit 0; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
@@ -75,17 +84,12 @@ deps: ## install the real clients that tests use (Debian, root); silent when sat
 	fi; \
 	echo "deps: not here: $$missing(Debian's packages; only root can install them); tests that need them are skipped" >&2; \
 	[ "$${CI:-}" != true ] || { echo "deps: under CI=true that is a failure" >&2; exit 1; }
-	@if [ ! -x $(BUILD)/openresolv/bin/resolvconf ] && command -v apt-get >/dev/null; then \
-	  mkdir -p $(BUILD)/openresolv/bin && cd $(BUILD)/openresolv && \
-	  { apt-get download openresolv || { apt-get update && apt-get download openresolv; }; } >/dev/null 2>&1 && \
-	  dpkg-deb -x openresolv_*.deb . && \
-	  sed 's|^LIBEXECDIR=.*|LIBEXECDIR=$(CURDIR)/$(BUILD)/openresolv/lib/resolvconf|' sbin/resolvconf >bin/resolvconf && chmod +x bin/resolvconf \
-	    || echo "deps: openresolv could not be unpacked; the stock wg-quick client is not tried" >&2; fi
-	@if ! command -v nsd >/dev/null && [ ! -x $(BUILD)/nsd/usr/sbin/nsd ] && command -v apt-get >/dev/null; then \
-	  mkdir -p $(BUILD)/nsd && cd $(BUILD)/nsd && \
-	  { apt-get download $(NSD) || { apt-get update && apt-get download $(NSD); }; } >/dev/null 2>&1 && \
-	  for p in *.deb; do dpkg-deb -x $$p . || exit 1; done \
-	    || echo "deps: NSD could not be unpacked; answers are not compared with it" >&2; fi
+	@$(call unpack,openresolv,sbin/resolvconf,openresolv,the stock wg-quick client is not tried)
+	@if cd $(BUILD)/openresolv/sbin 2>/dev/null && [ ! -x ../bin/resolvconf ]; then mkdir -p ../bin && \
+	  sed 's|^LIBEXECDIR=.*|LIBEXECDIR=$(CURDIR)/$(BUILD)/openresolv/lib/resolvconf|' resolvconf >../bin/resolvconf && chmod +x ../bin/resolvconf; fi
+	@$(call unpack,resolvconf,sbin/resolvconf,resolvconf,it is not tried as a laptop's resolver)
+	@$(call unpack,nsd,usr/sbin/nsd,$(NSD),answers are not compared with it)
+	@$(call unpack,resolved,lib/systemd/systemd-resolved,$(RESOLVED),it is not tried as a laptop's resolver)
 
 clean: ## remove what was built
 	rm -rf $(BUILD)
@@ -99,3 +103,22 @@ soak: deps lab-bin ## the state under harm, recorded and judged, for SECONDS (de
 mutants: ## planted mistakes, each of which the tests must notice (MUTANTS=DIR takes other patches, ONLY=REGEXP some)
 	go run ./e2e/mutants $(if $(ONLY),--only '$(ONLY)') $(MUTANTS)
 .PHONY: soak mutants
+
+# The kernel's WireGuard, in a virtual machine that is unpacked, not installed. That it
+# cannot be had here is a sentence; what fails in it is a failure.
+VM   := $(CURDIR)/$(BUILD)/vm
+INVM := CGO_ENABLED=0 WEFT_BIN=$(CURDIR)/$(BIN) WEFT_VM_DIR=$(VM) go test -count=1 -timeout 4m
+test-kernel: lab-bin ## tunnels of Debian's kernel, in a small virtual machine (root, network the first time)
+	@CGO_ENABLED=0 go build -trimpath -o $(BIN)/kernel ./e2e/kernel
+	@mkdir -p $(VM); said=$(VM)/unpack.log; \
+	if [ "$$(id -u)" != 0 ]; then why="only root can share this machine's files with it"; \
+	elif [ "$$(uname -m)" != x86_64 ] || ! command -v apt-get >/dev/null; then why="it is made of Debian's packages for amd64"; \
+	elif [ ! -e $(VM)/vmlinuz.bin ] && ! ./e2e/kernel/unpack.sh $(VM) >$$said 2>&1; then why="it could not be unpacked: $$(tail -n 1 $$said)"; \
+	elif ! $(BIN)/kernel pack $(VM) >$$said 2>&1 || ! WEFT_VM_LIMIT=60s $(BIN)/kernel exec $(VM) /bin/true >$$said 2>&1; then why="the virtual machine does not start: $$(head -n 1 $$said)"; \
+	else \
+	  $(INVM) -run '^TestMachine$$' ./e2e/kernel && \
+	  $(INVM) -parallel 8 -exec '$(CURDIR)/$(BIN)/kernel exec $(VM)' ./peers/kernel && \
+	  $(INVM) -run '^TestKernelBackend$$' -exec '$(CURDIR)/$(BIN)/kernel exec $(VM)' ./e2e; exit; \
+	fi; \
+	echo "test-kernel: the kernel's WireGuard is not tried here: $$why" >&2
+.PHONY: test-kernel

@@ -18,15 +18,26 @@ type laptop struct {
 	up    *lab.Process
 	args  []string
 	state string
+	// Of tests of its resolver.
+	resolved *resolved
+	scripts  string // where resolvconf is
 }
 
 func newLaptop(t *testing.T, w *world.World, name string) *laptop {
+	t.Helper()
+	l := placeLaptop(t, w, name, lab.HostConfig{PrivateEtc: true})
+	l.start(t, w)
+	return l
+}
+
+// placeLaptop is newLaptop before its first `weft up`.
+func placeLaptop(t *testing.T, w *world.World, name string, cfg lab.HostConfig) *laptop {
 	t.Helper()
 	router, err := w.Lab().NAT("home-of-"+name, lab.NATConfig{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	h, err := router.Host(name, lab.HostConfig{PrivateEtc: true})
+	h, err := router.Host(name, cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -36,7 +47,6 @@ func newLaptop(t *testing.T, w *world.World, name string) *laptop {
 	}
 	l := &laptop{Host: h, state: filepath.Join(w.Lab().Dir(), name)}
 	l.args = []string{"up", "--controller", w.URL, "--token-file", token, "--name", name, "--state-dir", l.state}
-	l.start(t, w)
 	return l
 }
 
