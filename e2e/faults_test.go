@@ -138,6 +138,14 @@ func (f *field) fault(t *testing.T, name string, do func(r *row)) {
 		began := time.Now()
 		do(r)
 		r.converge()
+		r.during("each witness to have asked", 2*soon, func(context.Context) error { // a row may be short
+			for host, x := range f.witnesses {
+				if !x.hasAsked() {
+					return fmt.Errorf("that on %s has not yet", host)
+				}
+			}
+			return nil
+		})
 		f.ledger.end(r)
 		for host, x := range f.witnesses {
 			x.end(r, host)

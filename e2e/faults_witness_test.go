@@ -91,6 +91,13 @@ func newWitness(t *testing.T, m, other *world.Machine, machines []*world.Machine
 // that asks would give up after.
 const patience = 2 * time.Second
 
+// hasAsked reports whether it has, since begin.
+func (x *witness) hasAsked() bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.asked > 0
+}
+
 func (x *witness) run(ctx context.Context) {
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
