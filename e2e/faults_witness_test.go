@@ -95,7 +95,7 @@ const patience = 2 * time.Second
 func (x *witness) hasAsked() bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	return x.asked > 0
+	return x.asked > x.forgiven
 }
 
 func (x *witness) run(ctx context.Context) {
