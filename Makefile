@@ -113,7 +113,7 @@ test-kernel: lab-bin ## tunnels of Debian's kernel, in a small virtual machine (
 	@mkdir -p $(VM); said=$(VM)/unpack.log; \
 	if [ "$$(id -u)" != 0 ]; then why="only root can share this machine's files with it"; \
 	elif [ "$$(uname -m)" != x86_64 ] || ! command -v apt-get >/dev/null; then why="it is made of Debian's packages for amd64"; \
-	elif [ ! -e $(VM)/vmlinuz.bin ] && ! ./e2e/kernel/unpack.sh $(VM) >$$said 2>&1; then why="it could not be unpacked: $$(tail -n 1 $$said)"; \
+	elif [ ! -e $(VM)/vmlinuz.bin ] && ! timeout 180 ./e2e/kernel/unpack.sh $(VM) >$$said 2>&1; then why="it could not be unpacked: $$(tail -n 1 $$said)"; \
 	elif ! $(BIN)/kernel pack $(VM) >$$said 2>&1 || ! WEFT_VM_LIMIT=60s $(BIN)/kernel exec $(VM) /bin/true >$$said 2>&1; then why="the virtual machine does not start: $$(head -n 1 $$said)"; \
 	else \
 	  $(INVM) -run '^TestMachine$$' ./e2e/kernel && \

@@ -43,7 +43,7 @@ func guest() {
 	select {}
 }
 
-type mount struct{ source, target, kind, data string }
+type mount struct{ source, target, kind, data string } // kind "move": source is a mount
 
 func mountAll(mounts []mount) error {
 	for _, m := range mounts {
@@ -51,8 +51,8 @@ func mountAll(mounts []mount) error {
 			return err
 		}
 		flags, kind := uintptr(0), m.kind
-		if kind == "bind" {
-			flags, kind = unix.MS_BIND, ""
+		if kind == "move" {
+			flags, kind = unix.MS_MOVE, ""
 		}
 		if err := unix.Mount(m.source, m.target, kind, flags, m.data); err != nil {
 			return fmt.Errorf("mount %s: %w", m.target, err)
@@ -75,23 +75,36 @@ func bootUp() (says *os.File, err error) {
 	if err := mountAll([]mount{{"host", hostRoot, "virtiofs", ""}, {"ram", "/ram", "tmpfs", ""}}); err != nil {
 		return says, err
 	}
-	// Whatever the kernel misses from here on it has loaded.
-	if err := os.WriteFile("/proc/sys/kernel/modprobe", []byte("/init"), 0); err != nil {
+	if err := modprobe(hostRoot, "overlay"); err != nil {
 		return says, err
 	}
-	for _, d := range []string{"/ram/upper", "/ram/work", newRoot} {
-		if err := os.MkdirAll(d, 0o755); err != nil {
+	for _, d := range []string{"/ram/upper", "/ram/work"} {
+		if err := os.Mkdir(d, 0o755); err != nil {
 			return says, err
 		}
 	}
 	mounts := []mount{{"root", newRoot, "overlay", "lowerdir=" + hostRoot + ",upperdir=/ram/upper,workdir=/ram/work"}}
 	for _, d := range []string{"/proc", "/sys", "/dev"} {
-		mounts = append(mounts, mount{d, newRoot + d, "bind", ""})
+		mounts = append(mounts, mount{d, newRoot + d, "move", ""})
 	}
-	if err := mountAll(append(mounts, []mount{
-		{"pts", newRoot + "/dev/pts", "devpts", ""}, {"shm", newRoot + "/dev/shm", "tmpfs", ""},
-		{"run", newRoot + "/run", "tmpfs", ""}, {"cgroup", newRoot + "/sys/fs/cgroup", "cgroup2", ""},
-	}...)); err != nil {
+	if err := mountAll(mounts); err != nil {
+		return says, err
+	}
+	if err := enterRoot(); err != nil {
+		return says, err
+	}
+	if err := mountAll([]mount{
+		{"pts", "/dev/pts", "devpts", ""}, {"shm", "/dev/shm", "tmpfs", ""}, {"run", "/run", "tmpfs", ""},
+		{"cgroup", "/sys/fs/cgroup", "cgroup2", ""},
+	}); err != nil {
+		return says, err
+	}
+	// Whatever the kernel misses from here on it has loaded.
+	self, err := argument("weft.self")
+	if err == nil {
+		err = os.WriteFile("/proc/sys/kernel/modprobe", []byte(self), 0)
+	}
+	if err != nil {
 		return says, err
 	}
 	lo, err := netlink.LinkByName("lo")
@@ -99,9 +112,24 @@ func bootUp() (says *os.File, err error) {
 		err = netlink.LinkSetUp(lo)
 	}
 	if err == nil {
-		err = modprobe("tun") // /dev/net/tun is looked at before it is opened
+		err = modprobe("", "tun") // /dev/net/tun is looked at before it is opened
 	}
 	return says, err
+}
+
+// enterRoot makes the new root the root of everything, not of this process alone: who
+// enters a mount namespace comes out at its root.
+func enterRoot() error {
+	if err := unix.Chdir(newRoot); err != nil {
+		return err
+	}
+	if err := unix.Mount(".", "/", "", unix.MS_MOVE, ""); err != nil {
+		return fmt.Errorf("move %s to the root: %w", newRoot, err)
+	}
+	if err := unix.Chroot("."); err != nil {
+		return err
+	}
+	return unix.Chdir("/")
 }
 
 // openPort waits for the port: the kernel makes it when QEMU has told it the name.
@@ -125,7 +153,7 @@ func work(says io.Writer) (code int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	b, err := os.ReadFile(hostRoot + path)
+	b, err := os.ReadFile(path)
 	if err != nil {
 		return 0, err
 	}
@@ -137,7 +165,7 @@ func work(says io.Writer) (code int, err error) {
 	out.to = says
 	cmd := exec.Command(j.Args[0], j.Args[1:]...)
 	cmd.Dir, cmd.Env = j.Dir, append(j.Env, "WEFT_VM=1")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: newRoot, Setsid: true}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	cmd.Stdout, cmd.Stderr = out.as(sayStdout), out.as(sayStderr)
 	cmd.WaitDelay = 2 * time.Second // for what it left behind and that holds its output
 	err = cmd.Run()
@@ -192,20 +220,16 @@ func argument(name string) (string, error) {
 	return "", fmt.Errorf("the kernel's command line has no %s", name)
 }
 
-// loadModule is what the kernel calls when it misses something, in the first root.
-func loadModule(name string) error {
-	if _, err := os.Stat(hostRoot); err != nil {
-		return errors.New("modprobe is for inside the machine")
-	}
-	return modprobe(name)
-}
+// loadModule is what the kernel calls when it misses something.
+func loadModule(name string) error { return modprobe("", name) }
 
-func modprobe(name string) error {
+// modprobe loads a module from the host's files, which are below root.
+func modprobe(root, name string) error {
 	dir, err := argument("weft.dir")
 	if err != nil {
 		return err
 	}
-	index, err := os.ReadFile(hostRoot + dir + "/" + indexFile)
+	index, err := os.ReadFile(root + dir + "/" + indexFile)
 	if err != nil {
 		return err
 	}
@@ -217,7 +241,7 @@ func modprobe(name string) error {
 		return fmt.Errorf("module %s: %w", name, os.ErrNotExist)
 	}
 	for _, path := range files {
-		f, err := os.Open(hostRoot + path)
+		f, err := os.Open(root + path)
 		if err != nil {
 			return err
 		}

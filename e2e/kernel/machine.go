@@ -123,6 +123,10 @@ func startFiles(ctx context.Context, dir, scratch string, log io.Writer) (child,
 
 // startQEMU starts the machine itself. What it says comes from the reader.
 func startQEMU(ctx context.Context, dir, scratch string, log io.Writer) (child, io.Reader, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return child{}, nil, err
+	}
 	size := fmt.Sprint(memory, "M")
 	share := filepath.Join(dir, "root/usr/share")
 	cmd := exec.CommandContext(ctx, filepath.Join(dir, "root/usr/bin/qemu-system-x86_64"),
@@ -135,7 +139,7 @@ func startQEMU(ctx context.Context, dir, scratch string, log io.Writer) (child, 
 		"-chardev", "socket,id=files,path="+filepath.Join(scratch, "files"), "-device", "vhost-user-fs-pci,chardev=files,tag=host",
 		"-chardev", "file,id=says,path=/dev/stdout", "-device", "virtio-serial-pci", "-device", "virtserialport,chardev=says,name=says",
 		"-device", "virtio-rng-pci",
-		"-append", fmt.Sprintf("console=ttyS0 panic=-1 quiet loglevel=3 mitigations=off nokaslr random.trust_cpu=on weft.dir=%s weft.job=%s", dir, filepath.Join(scratch, "job")))
+		"-append", fmt.Sprintf("console=ttyS0 panic=-1 quiet loglevel=3 mitigations=off nokaslr random.trust_cpu=on weft.dir=%s weft.self=%s weft.job=%s", dir, self, filepath.Join(scratch, "job")))
 	cmd.Stderr = log
 	said, err := cmd.StdoutPipe()
 	if err != nil {

@@ -15,9 +15,10 @@ apt-get "${options[@]}" update
 # The name has the version in it, and older ones vanish.
 kernel=$(apt-cache "${options[@]}" depends linux-image-cloud-amd64/bookworm-backports | sed -n 's/.*Depends: \(linux-image-[^ ]*\)$/\1/p')
 [ -n "$kernel" ] || { echo "unpack: bookworm-backports has no linux-image-cloud-amd64" >&2; exit 1; }
-# What this machine has of it already is not fetched, and is used from where it is.
+# Libraries that this machine has already are not fetched, and are used from where they
+# are; QEMU itself is, in any case.
 apt-get "${options[@]}" -y --no-install-recommends --download-only install qemu-system-x86 xz-utils
-(cd "$dir/archives" && apt-get "${options[@]}" download "$kernel")
+(cd "$dir/archives" && apt-get "${options[@]}" download "$kernel" qemu-system-x86 qemu-system-common qemu-system-data seabios ipxe-qemu)
 for p in "$dir"/archives/*.deb; do
   case ${p##*/} in libc6_*) ;; *) dpkg-deb -x "$p" "$dir/root" ;; esac
 done

@@ -96,7 +96,11 @@ func (p *plane) Close() error {
 		p.queries.close()
 	}
 	p.prober.close()
-	err := p.device.leave()
+	end := p.device.leave
+	if p.cfg.Disable[DisableNamespace] {
+		end = p.device.close // nobody would look for the link in the host's own namespace
+	}
+	err := end()
 	p.wall.Close()
 	return errors.Join(err, p.ns.Close())
 }

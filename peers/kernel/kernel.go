@@ -19,7 +19,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
-	"time"
 
 	"golang.zx2c4.com/wireguard/wgctrl"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
@@ -33,9 +32,6 @@ const (
 	DefaultMTU = 1420
 	// maxMTU is what the kernel takes: the largest packet less what goes around it.
 	maxMTU = 65535 - 80
-	// patience is how long one question to the kernel may take. With thousands of peers
-	// and a busy machine it is a second or two; more means that something hangs.
-	patience = 15 * time.Second
 )
 
 // Config says where a device is.
@@ -52,10 +48,9 @@ type Config struct {
 
 // Device is one link. See peers.Device, and New.
 type Device struct {
+	caller
 	link link
 	wg   *wgctrl.Client
-	turn chan struct{} // holds a token while the kernel is asked
-	wait time.Duration // how long
 
 	closed    atomic.Bool
 	closeOnce sync.Once
@@ -73,7 +68,7 @@ func New(c Config) (*Device, error) {
 	if err := c.validate(); err != nil {
 		return nil, err
 	}
-	d := &Device{turn: make(chan struct{}, 1), wait: patience}
+	d := &Device{caller: newCaller()}
 	var settled atomic.Bool
 	err := d.call(context.Background(), func() error {
 		err := d.open(c)
@@ -258,31 +253,6 @@ func (d *Device) ready(ctx context.Context) error {
 		return peers.ErrClosed
 	}
 	return ctx.Err()
-}
-
-// call calls fn, which talks to the kernel, and waits for it until ctx ends or
-// patience does. A call in the kernel cannot be broken off: one that was given up goes
-// on, and until it ends the next ones wait for it in vain.
-func (d *Device) call(ctx context.Context, fn func() error) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, d.wait, fmt.Errorf("the kernel has not answered for %s: %w", d.wait, context.DeadlineExceeded))
-	defer cancel()
-	select {
-	case d.turn <- struct{}{}:
-	case <-ctx.Done():
-		return fmt.Errorf("an earlier call still hangs: %w", context.Cause(ctx))
-	}
-	done := make(chan error, 1)
-	go func() {
-		err := fn()
-		<-d.turn
-		done <- err
-	}()
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
 }
 
 // Close implements peers.Device: the tunnels end with the link. It may be called

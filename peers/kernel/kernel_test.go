@@ -325,7 +325,7 @@ func TestLinkDeletedOrRenamed(t *testing.T) {
 // A call that hangs is reported, and so are those that wait for it.
 func TestHangIsReported(t *testing.T) {
 	t.Parallel()
-	d := &Device{turn: make(chan struct{}, 1), wait: 20 * time.Millisecond}
+	d := caller{turn: make(chan struct{}, 1), wait: 20 * time.Millisecond}
 	hang := make(chan struct{})
 	var late atomic.Bool
 	err := d.call(t.Context(), func() error { <-hang; late.Store(true); return nil })

@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -137,35 +138,48 @@ func Available() error {
 
 // Exists reports whether there is a WireGuard link of the kernel's of that name.
 func Exists(plane *netns.Handle, name string) (bool, error) {
-	nl, err := plane.Netlink()
-	if err != nil {
-		return false, err
-	}
-	defer nl.Close()
-	found, err := nl.LinkByName(name)
-	if errors.As(err, new(netlink.LinkNotFoundError)) {
-		return false, nil
-	}
+	found, err := find(plane, name)
 	if err != nil {
 		return false, fmt.Errorf("look for link %s: %w", name, err)
 	}
-	return found.Type() == kind, nil
+	return found != nil && found.Type() == kind, nil
+}
+
+// find returns nil without an error if there is no such link.
+func find(plane *netns.Handle, name string) (found netlink.Link, err error) {
+	answer := make(chan netlink.Link, 1)
+	err = newCaller().call(context.Background(), func() error {
+		nl, err := plane.Netlink()
+		if err != nil {
+			return err
+		}
+		defer nl.Close()
+		found, err := nl.LinkByName(name)
+		if errors.As(err, new(netlink.LinkNotFoundError)) {
+			found, err = nil, nil
+		}
+		answer <- found
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return <-answer, nil
 }
 
 // Remove deletes a WireGuard link of the kernel's that nobody has open. No link of
 // that name is no error, and neither is one of another kind, which stays.
 func Remove(plane *netns.Handle, name string) error {
-	nl, err := plane.Netlink()
-	if err != nil {
-		return err
-	}
-	defer nl.Close()
-	found, err := nl.LinkByName(name)
-	if errors.As(err, new(netlink.LinkNotFoundError)) {
-		return nil
-	}
-	if err == nil {
-		err = link{index: found.Attrs().Index, nl: nl}.remove()
+	found, err := find(plane, name)
+	if err == nil && found != nil {
+		err = newCaller().call(context.Background(), func() error {
+			nl, err := plane.Netlink()
+			if err != nil {
+				return err
+			}
+			defer nl.Close()
+			return link{index: found.Attrs().Index, nl: nl}.remove()
+		})
 	}
 	if err != nil {
 		return fmt.Errorf("remove link %s: %w", name, err)

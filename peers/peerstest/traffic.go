@@ -26,6 +26,7 @@ func RunTraffic(t *testing.T, open Opener) {
 	}{
 		{"Ping", testPing},
 		{"PingOverIPv4", testPingOverIPv4},
+		{"ConfiguredBeforeUp", testConfiguredBeforeUp},
 		{"MovedPrefixKeepsTheSession", testMovedPrefix},
 		{"DropCutsOneAlone", testDropTraffic},
 		{"LongestPrefixWins", testLongestPrefix},
@@ -66,6 +67,17 @@ func testPingOverIPv4(t *testing.T, open Opener) {
 	if got := b.config().Peers[0].Endpoint; got != a.at4 {
 		t.Errorf("b sends to %s, want %s", got, a.at4)
 	}
+}
+
+// A link that is brought up only later, as its owner does after the firewall.
+func testConfiguredBeforeUp(t *testing.T, open Opener) {
+	a, b := newPair(t, open)
+	within(t, a.Plane, wg0, func(nl *netlink.Handle, l netlink.Link) {
+		must(t, nl.LinkSetDown(l))
+		must(t, nl.LinkSetUp(l)) // its address went with it going down
+	})
+	setUp(t, a.Plane, wg0, netip.PrefixFrom(a.addr, 32))
+	a.mustPing(b)
 }
 
 func testMovedPrefix(t *testing.T, open Opener) {
@@ -194,7 +206,7 @@ func testRoamingAddress(t *testing.T, open Opener) {
 }
 
 // CVE-2025-62820 (nebula): a source that is not the peer's is dropped at the
-// receiver, plain, in fragments, or behind an extension header.
+// receiver, plain, in fragments, behind an extension header, or of the other family.
 func testForeignSource(t *testing.T, open Opener) {
 	a, b := newPair(t, open)
 	a.mustPing(b)
@@ -202,7 +214,15 @@ func testForeignSource(t *testing.T, open Opener) {
 	receiver := a.listenUDP(to)
 	another := netip.MustParseAddr("fd12::c:2")
 	nearby := netip.MustParseAddr("fd12::b:ffff:2") // shares its beginning with b
-	setUp(t, b.Plane, wg0, netip.PrefixFrom(another, 128), netip.PrefixFrom(nearby, 128))
+	ipv4 := netip.MustParseAddr("10.9.0.2")
+	setUp(t, b.Plane, wg0, netip.PrefixFrom(another, 128), netip.PrefixFrom(nearby, 128), netip.PrefixFrom(ipv4, 24))
+	setUp(t, a.Plane, wg0, netip.MustParsePrefix("10.9.0.1/24"))
+	to4 := netip.MustParseAddrPort("10.9.0.1:9999")
+	receiver4 := a.listenUDP(to4)
+	// For what the sender's own device asks: IPv4 leaves towards a.
+	mine := a.asPeer(a.at6)
+	mine.AllowedIPs = append(mine.AllowedIPs, netip.PrefixFrom(to4.Addr(), 32))
+	b.become(mine)
 	for _, from := range []netip.Addr{another, nearby} {
 		c := b.listenUDP(netip.AddrPortFrom(from, 0))
 		b.send(c, []byte("plain"), to)
@@ -216,6 +236,7 @@ func testForeignSource(t *testing.T, open Opener) {
 		must(t, err)
 		b.send(c, []byte("behind an extension header"), to)
 	}
+	b.send(b.listenUDP(netip.AddrPortFrom(ipv4, 0)), []byte("IPv4"), to4)
 	// A tunnel keeps the order: when this is here, the others are not coming.
 	b.send(b.listenUDP(netip.AddrPortFrom(b.addr, 0)), []byte("good"), to)
 	buf := make([]byte, 5000)
@@ -223,6 +244,10 @@ func testForeignSource(t *testing.T, open Opener) {
 	size, from, err := receiver.ReadFromUDPAddrPort(buf)
 	if err != nil || string(buf[:size]) != "good" || from.Addr() != b.addr {
 		t.Errorf("first to arrive: %d bytes %.40q from %s, %v", size, buf[:size], from, err)
+	}
+	receiver4.SetReadDeadline(time.Now().Add(time.Millisecond))
+	if size, from, err := receiver4.ReadFromUDPAddrPort(buf); err == nil {
+		t.Errorf("IPv4 came through: %q from %s", buf[:size], from)
 	}
 }
 
