@@ -7,19 +7,13 @@ import (
 	"slices"
 	"sync"
 	"time"
-
-	"golang.org/x/net/ipv6"
 )
-
-// batch is how many packets one system call reads or writes at most. Under load it
-// makes them cheap; when there is little to do, each call has one packet.
-const batch = 32
 
 // packetLoop answers what arrives at conn, in batches.
 func (s *Server) packetLoop(ctx context.Context, conn net.PacketConn, role Role, waiting *sync.WaitGroup) error {
 	l := s.newPacketLoop(ctx, conn, role, waiting)
 	for failures := 0; ; {
-		n, err := l.read()
+		n, err := l.packets.read()
 		if err != nil {
 			failures++
 			if err := retry(ctx, failures, "read DNS queries", conn.LocalAddr(), err); err != nil || ctx.Err() != nil {
@@ -35,10 +29,11 @@ func (s *Server) packetLoop(ctx context.Context, conn net.PacketConn, role Role,
 		for next := 0; next < n; { // a panic costs one query, and those after it are taken up
 			s.guarded(func() {
 				for next < n {
-					m := &l.in[next]
+					i := next
 					next++
-					if source := sourceOf(m.Addr); s.rates.allow(source, now) {
-						l.take(m, source)
+					packet, from := l.packets.packet(i)
+					if s.rates.allow(withoutPort(from), now) {
+						l.take(i, packet, from)
 					} else {
 						s.limited.Add(1)
 					}
@@ -46,9 +41,11 @@ func (s *Server) packetLoop(ctx context.Context, conn net.PacketConn, role Role,
 			})
 		}
 		l.hot.flush()
-		ready := l.ready
-		l.write()
-		s.ownTime.add(time.Since(now), uint64(ready))
+		if unwritten := l.packets.flush(); unwritten > 0 { // the askers ask again
+			s.unwritten.Add(uint64(unwritten))
+		}
+		s.ownTime.add(time.Since(now), uint64(l.ready))
+		l.ready = 0
 	}
 }
 
@@ -57,56 +54,37 @@ type packetLoop struct {
 	s       *Server
 	ctx     context.Context
 	conn    net.PacketConn
-	packets *ipv6.PacketConn // nil: conn has no batches
+	packets packets
 	role    Role
 	waiting *sync.WaitGroup
 	hot     *hot
-	seen    uint      // messages, to look at some of them
+	seen    uint      // packets, to look at some of them
 	began   time.Time // when the batch was read
-	exact   int       // messages of this second that are still counted each
+	exact   int       // packets of this second that are still counted each
 
-	in, out []ipv6.Message
-	ready   int      // of out: how many are to be sent
-	answers [][]byte // buffers of answers, one for each of out
+	ready   int      // answers that flush is to send
+	answers [][]byte // buffers, one for each of a batch
 }
 
 func (s *Server) newPacketLoop(ctx context.Context, conn net.PacketConn, role Role, waiting *sync.WaitGroup) *packetLoop {
-	l := &packetLoop{s: s, ctx: ctx, conn: conn, role: role, waiting: waiting, hot: s.newHot()}
-	n := 1
-	if _, ok := conn.(*net.UDPConn); ok {
-		// Also for an IPv4 socket: only the calls are used that both have.
-		l.packets, n = ipv6.NewPacketConn(conn), batch
-	}
-	l.in, l.out, l.answers = make([]ipv6.Message, n), make([]ipv6.Message, n), make([][]byte, n)
-	for i := range n {
-		l.in[i].Buffers = [][]byte{make([]byte, readSize)}
-		l.out[i].Buffers = make([][]byte, 1)
+	l := &packetLoop{s: s, ctx: ctx, conn: conn, packets: newPackets(conn), role: role, waiting: waiting, hot: s.newHot(), answers: make([][]byte, batch)}
+	for i := range l.answers {
 		l.answers[i] = make([]byte, 0, udpSize)
 	}
 	return l
 }
 
-// read fills l.in with at least one message.
-func (l *packetLoop) read() (n int, err error) {
-	if l.packets != nil {
-		return l.packets.ReadBatch(l.in, 0)
-	}
-	m := &l.in[0]
-	m.N, m.Addr, err = l.conn.ReadFrom(m.Buffers[0])
-	return 1, err
-}
-
-// take answers one message: into l.out if it can be at once.
-func (l *packetLoop) take(m *ipv6.Message, source netip.Addr) {
-	packet := m.Buffers[0][:m.N]
+// take answers one packet of a batch: with the others if it can be at once.
+func (l *packetLoop) take(i int, packet []byte, from netip.AddrPort) {
 	if l.seen++; l.exact > 0 {
 		l.exact--
 		l.count(packet, 1)
 	} else if l.seen%topSample == 0 {
 		l.count(packet, topSample)
 	}
+	source := withoutPort(from)
 	if out := l.hot.answer(l.answers[l.ready], packet, source, l.role); out != nil {
-		l.put(out, m.Addr)
+		l.put(i, out)
 		if l.s.cfg.QueryLog != nil {
 			l.s.tell(packet, out, Asked{Source: source, Took: time.Since(l.began)})
 		}
@@ -115,21 +93,26 @@ func (l *packetLoop) take(m *ipv6.Message, source netip.Addr) {
 	start := time.Now()
 	out, wait := l.s.handle(packet, source, l.role, false)
 	if out != nil {
-		l.put(out, m.Addr)
+		l.put(i, out)
 		l.s.tell(packet, out, Asked{Source: source, Took: time.Since(start)})
 	}
 	if wait != nil {
-		to, packet := m.Addr, slices.Clone(packet)
+		packet := slices.Clone(packet)
 		l.waiting.Add(1)
 		go func() {
 			defer l.waiting.Done()
 			l.s.guarded(func() {
 				out := wait(l.ctx)
-				l.send(out, to)
+				l.send(out, from)
 				l.s.tell(packet, out, Asked{Source: source, Forwarded: true, Took: time.Since(start)})
 			})
 		}()
 	}
+}
+
+func (l *packetLoop) put(i int, answer []byte) {
+	l.packets.reply(i, answer)
+	l.ready++
 }
 
 // begin notes when a batch was read.
@@ -147,36 +130,11 @@ func (l *packetLoop) count(packet []byte, weight uint64) {
 	}
 }
 
-func (l *packetLoop) put(answer []byte, to net.Addr) {
-	l.out[l.ready].Buffers[0], l.out[l.ready].Addr = answer, to
-	l.ready++
-}
-
-// write sends what is ready. What cannot be sent is passed over: the asker asks again.
-func (l *packetLoop) write() {
-	for out := l.out[:l.ready]; len(out) > 0; {
-		n, err := 1, error(nil)
-		if l.packets != nil {
-			n, err = l.packets.WriteBatch(out, 0)
-		} else {
-			_, err = l.conn.WriteTo(out[0].Buffers[0], out[0].Addr)
-		}
-		if err != nil || n < 1 {
-			l.s.unwritten.Add(1)
-			n = max(n, 1)
-		}
-		out = out[n:]
-	}
-	l.ready = 0
-}
-
-func (l *packetLoop) send(answer []byte, to net.Addr) {
+func (l *packetLoop) send(answer []byte, to netip.AddrPort) {
 	if answer == nil {
 		return
 	}
-	if _, err := l.conn.WriteTo(answer, to); err != nil {
+	if _, err := l.conn.WriteTo(answer, net.UDPAddrFromAddrPort(to)); err != nil {
 		l.s.unwritten.Add(1)
 	}
 }
-
-func sourceOf(a net.Addr) netip.Addr { return withoutPort(addrPortOf(a)) }
