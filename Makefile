@@ -36,6 +36,7 @@ demo-break: deps lab-bin ## the demo again and again, each time with one mechani
 
 test: deps lab-bin ## everything, with the race detector (root for the scenarios in namespaces)
 	WEFT_BIN=$(CURDIR)/$(BIN) go test -race -timeout 15m ./...
+	@$(MAKE) --no-print-directory test-kernel
 
 lint: ## format, vet, tidy
 	@test -z "$$(gofmt -l . | tee /dev/stderr)"
