@@ -149,7 +149,8 @@ type thing struct {
 	text      func() string
 	target    string
 	own       *own
-	under     *app // see basis
+	under     *app   // see basis
+	atMost    uint32 // seconds that an alias lets the answer be kept; 0: as long as may be
 }
 
 // view is what one query sees.
@@ -200,6 +201,9 @@ func (v view) answer(t thing, qtype uint16, zone string) Answer {
 		case TypeSRV:
 			a.Ports = t.own.ports
 		}
+	}
+	if t.atMost > 0 {
+		a.TTL = min(a.TTL, t.atMost)
 	}
 	if len(a.Addrs) == 0 && len(a.Ports) == 0 && len(a.Texts) == 0 && a.Text == "" && a.Target == "" {
 		a.TTL = negativeTTL

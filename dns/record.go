@@ -187,5 +187,8 @@ func (v view) owned(labels []string, aliases int) (t thing, ok bool) {
 	if t.kind == nothing || t.kind == forwarded { // the name itself exists
 		t = thing{kind: empty}
 	}
+	if t.atMost == 0 || set.ttl < t.atMost {
+		t.atMost = set.ttl
+	}
 	return t, true
 }

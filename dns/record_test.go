@@ -19,6 +19,8 @@ func ownFixture() Data {
 			{Name: "far", Type: TypeAlias, Target: "nrt.web.internal."},
 			{Name: "box", Type: TypeAlias, Target: "nas.internal."},
 			{Name: "twice", Type: TypeAlias, Target: "front.internal."},
+			{Name: "brief", Type: TypeAlias, Target: "web.internal.", TTL: 2},
+			{Name: "briefer", Type: TypeAlias, Target: "brief.internal.", TTL: 60},
 			{Name: "round", Type: TypeAlias, Target: "about.internal."},
 			{Name: "about", Type: TypeAlias, Target: "round.internal."},
 			{Name: "lost", Type: TypeAlias, Target: "nosuch.internal."},
@@ -61,6 +63,8 @@ func TestOwnRecords(t *testing.T) {
 		{ask: "far.internal. AAAA", from: d1, want: "far.internal. 5 IN AAAA " + w3},
 		{ask: "box.internal. AAAA", want: "box.internal. 5 IN AAAA 2001:db8::1\nbox.internal. 5 IN AAAA 2001:db8::2"},
 		{ask: "twice.internal. AAAA", from: d1, want: "twice.internal. 5 IN AAAA " + w1},
+		{ask: "brief.internal. AAAA", from: d1, want: "brief.internal. 2 IN AAAA " + w1}, // for no longer than either
+		{ask: "briefer.internal. AAAA", from: d1, want: "briefer.internal. 2 IN AAAA " + w1},
 		{ask: "round.internal. AAAA"},
 		{ask: "lost.internal. AAAA"},
 		// the mesh's own names stay what they are

@@ -64,6 +64,10 @@ func (c Coordinate) Moved(is Coordinate) bool {
 	}
 	by = math.Sqrt(by) + math.Abs(is.Height-c.Height) + math.Abs(is.Adjustment-c.Adjustment)
 	size = math.Sqrt(size) + c.Height
-	was, now := max(c.Error, leastError), max(is.Error, leastError)
-	return by > coordinateStep.Seconds() && by > coordinateFraction*size || now >= 2*was || was >= 2*now
+	return by > coordinateStep.Seconds() && by > coordinateFraction*size || c.Surer(is) || is.Surer(c)
+}
+
+// Surer reports whether is is at least twice as sure as c.
+func (c Coordinate) Surer(is Coordinate) bool {
+	return max(c.Error, leastError) >= 2*max(is.Error, leastError)
 }

@@ -81,3 +81,36 @@ func TestSurveyorAfterARestart(t *testing.T) {
 		t.Errorf("still known: %v", s.known)
 	}
 }
+
+// A host that has found out where it is tells at once, once.
+func TestPlacedIsNews(t *testing.T) {
+	s, err := newSurveyor()
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := &host{surveyor: s}
+	lost := s.space.Own()
+	v := &mesh.View{Coordinate: &lost, Hosts: []mesh.ViewHost{{Name: "b", Coordinate: coordinateAt(0.03)}, {Name: "c", Coordinate: coordinateAt(-0.03)}}}
+	if h.placed(v, said{coordinate: &lost}) {
+		t.Error("it knows nothing, and has news")
+	}
+	measured := probe.Results{"b": {RTT: 30 * time.Millisecond}, "c": {RTT: 30 * time.Millisecond}}
+	for i := range 20 {
+		s.observe(v, measured, time.Unix(int64(1000+i), 0))
+	}
+	own := s.space.Own()
+	if !h.placed(v, said{coordinate: &lost}) {
+		t.Errorf("no news: %+v", own)
+	}
+	if h.placed(v, said{coordinate: &own}) {
+		t.Error("what was said is news again")
+	}
+	known := *v
+	known.Coordinate = &own
+	if h.placed(&known, said{coordinate: &lost}) {
+		t.Error("what the controllers have is news")
+	}
+	if h.placed(nil, said{}) {
+		t.Error("news without a view")
+	}
+}

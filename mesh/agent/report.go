@@ -9,6 +9,7 @@ import (
 
 	"github.com/weftmesh/weft/dns"
 	"github.com/weftmesh/weft/mesh"
+	"github.com/weftmesh/weft/mesh/agent/probe"
 	"github.com/weftmesh/weft/mesh/api"
 )
 
@@ -27,7 +28,7 @@ func (h *host) report(ctx context.Context, m *member, f *follower) {
 			if h.problems.err("report", notCanceled(err)) && err != nil && ctx.Err() == nil {
 				h.log.Warn("report not taken", "err", err)
 			}
-			if told, pause = (said{r.Suspect, r.Health}), reportPause; err != nil {
+			if told, pause = (said{r.Suspect, r.Health, r.Coordinate}), reportPause; err != nil {
 				told, pause = said{suspect: r.Suspect}, min(2*pause, max(h.cfg.Timing.Report, reportPause))
 			}
 		}
@@ -42,8 +43,9 @@ const reportPause = time.Second
 
 // said is what a report brought to the controllers of what does not wait.
 type said struct {
-	suspect []string
-	health  []mesh.Health
+	suspect    []string
+	health     []mesh.Health
+	coordinate *mesh.Coordinate
 }
 
 // news reports whether there is something that a report should not wait with. What
@@ -54,6 +56,9 @@ func (h *host) news(told said, f *follower) bool {
 	}
 	if !f.Contact().connected {
 		return false
+	}
+	if h.placed(f.Contact().told, told) {
+		return true
 	}
 	passing := make(map[string]bool, len(told.health))
 	for _, x := range told.health {
@@ -113,6 +118,15 @@ func (h *host) reportOf(now dns.Facts) api.Report {
 		r.Coordinate = &own
 	}
 	return r
+}
+
+// placed reports whether this host knows where it is among round trips, and the others
+// cannot know yet.
+func (h *host) placed(v *mesh.View, told said) bool {
+	if v == nil || v.Coordinate == nil || told.coordinate == nil || h.cfg.Disable[DisableProbes] {
+		return false
+	}
+	return !probe.Believable(*v.Coordinate) && !probe.Believable(*told.coordinate) && h.surveyor.space.Placed()
 }
 
 func notCanceled(err error) error {

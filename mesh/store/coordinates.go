@@ -11,7 +11,9 @@ import (
 )
 
 // coordinateEvery is how often a host's coordinate is written at most: every host
-// that shares an org with it is told.
+// that shares an org with it is told. One that is much surer than what is stored does
+// not wait: what a host tells when it joins is good for nothing, and it becomes surer
+// a few times only.
 const coordinateEvery = time.Minute
 
 // placed remembers when this Store last wrote a host's coordinate.
@@ -43,12 +45,14 @@ func (p *placed) forget(host string) {
 }
 
 // SetCoordinate stores where a host is among round trips, if that is worth telling:
-// it has Moved, and this Store has not stored one within the last minute.
+// it has Moved, and it is Surer or this Store has not stored one within the last
+// minute.
 func (s *Store) SetCoordinate(ctx context.Context, host string, c mesh.Coordinate) (rev int64, err error) {
 	if err := c.Validate(); err != nil {
 		return 0, invalid(fmt.Errorf("host %s: %w", host, err))
 	}
-	if was, ok := s.State().Coordinates.Get(host); ok && !was.Moved(c) || !s.placed.due(host, s.now()) {
+	was, ok := s.State().Coordinates.Get(host)
+	if ok && !was.Moved(c) || !s.placed.due(host, s.now()) && !(ok && was.Surer(c)) {
 		return 0, nil
 	}
 	rev, err = s.change(ctx, "", func(ctx context.Context, t *tx) error {

@@ -213,6 +213,14 @@ func TestCoordinates(t *testing.T) {
 	set(0.4, 0.2) // a moment ago
 	now.add(time.Minute)
 	set(0.4, 0.4)
+	unsure := place(0.5)
+	unsure.Error = 1.5
+	now.add(2 * time.Minute)
+	if _, err := s.SetCoordinate(ctx, "h", unsure); err != nil || at() != 0.5 {
+		t.Fatal(at(), err)
+	}
+	set(0.6, 0.6) // a moment ago, and much surer
+	set(0.8, 0.6) // no surer than that
 	if _, err := s.SetCoordinate(ctx, "gone", place(0.1)); !errors.Is(err, ErrNotFound) {
 		t.Errorf("of a host that is not there: %v", err)
 	}

@@ -37,11 +37,11 @@ func NewSpace() (*Space, error) {
 }
 
 // Restore takes up the coordinate that the node had before it was restarted, unless
-// it has observed something since.
+// it has observed something since, or had not known where it was.
 func (s *Space) Restore(c mesh.Coordinate) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.observed == 0 && c.Validate() == nil && s.client.SetCoordinate(toSerf(c)) == nil {
+	if s.observed == 0 && c.Validate() == nil && Believable(c) && s.client.SetCoordinate(toSerf(c)) == nil {
 		s.observed = leastObserved
 	}
 }
@@ -77,16 +77,30 @@ func (s *Space) Own() mesh.Coordinate {
 // Estimate is the round trip to a peer with this coordinate; ok is false if one of
 // the two coordinates is not to be believed yet.
 func (s *Space) Estimate(peer mesh.Coordinate) (rtt time.Duration, ok bool) {
-	if peer.Validate() != nil || peer.Error > sureEnough {
+	if peer.Validate() != nil || !Believable(peer) {
 		return 0, false
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.observed < leastObserved || s.client.GetCoordinate().Error > sureEnough {
+	if !s.placedLocked() {
 		return 0, false
 	}
 	return max(s.client.DistanceTo(toSerf(peer)), 1), true
 }
+
+// Placed reports whether the own coordinate is to be believed.
+func (s *Space) Placed() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.placedLocked()
+}
+
+func (s *Space) placedLocked() bool {
+	return s.observed >= leastObserved && s.client.GetCoordinate().Error <= sureEnough
+}
+
+// Believable reports whether distances to a coordinate are to be believed.
+func Believable(c mesh.Coordinate) bool { return c.Error <= sureEnough }
 
 func toSerf(c mesh.Coordinate) *coordinate.Coordinate {
 	return &coordinate.Coordinate{Vec: c.Vec, Error: c.Error, Adjustment: c.Adjustment, Height: c.Height}
