@@ -139,39 +139,47 @@ func TestSilenceIsToldInTime(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	rnd := rand.New(rand.NewPCG(seed, 0))
-	for i := range 400 {
-		synctest.Test(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) { // all of them in one: time is cheap there, and bubbles are not
+		var all sync.WaitGroup
+		for i := range 200 {
 			delay := 2 * ms // the nearest fall silent the soonest after an answer
 			if i%4 == 0 {
 				delay = time.Duration(1+rnd.IntN(240)) * ms
 			}
-			w := &wire{conns: map[netip.AddrPort]*memConn{}, delay: delay, cut: map[netip.Addr]bool{}}
-			b := netip.MustParseAddr("fd00::b")
-			var p atomic.Pointer[Prober]
-			told := make(chan time.Time, 1)
-			a := start(t, Config{Conn: w.listen("fd00::a"), Changed: func() {
-				if p := p.Load(); p != nil && p.Results()["b"].Suspect {
-					select {
-					case told <- time.Now():
-					default:
-					}
-				}
-			}})
-			p.Store(a)
-			start(t, Config{Conn: w.listen("fd00::b"), Allowed: everybody})
-			a.Set([]Target{{Name: "b", Addr: b}})
-			pass(5*time.Second + time.Duration(rnd.IntN(1000))*ms)
-			cut := time.Now()
-			w.set(func(w *wire) { w.cut[b] = true })
+			after := 5*time.Second + time.Duration(rnd.IntN(1000))*ms
+			all.Go(func() { silence(t, delay, after) })
+		}
+		all.Wait()
+	})
+}
+
+// silence cuts a host off after a while, and waits until it is told.
+func silence(t *testing.T, delay, after time.Duration) {
+	w := &wire{conns: map[netip.AddrPort]*memConn{}, delay: delay, cut: map[netip.Addr]bool{}}
+	b := netip.MustParseAddr("fd00::b")
+	var p atomic.Pointer[Prober]
+	told := make(chan time.Time, 1)
+	a := start(t, Config{Conn: w.listen("fd00::a"), Changed: func() {
+		if p := p.Load(); p != nil && p.Results()["b"].Suspect {
 			select {
-			case at := <-told:
-				if d := at.Sub(cut); d > 1500*ms {
-					t.Errorf("at %s: told %s after the silence began", delay, d)
-				}
-			case <-time.After(5 * time.Second):
-				t.Errorf("at %s: nobody was told", delay)
+			case told <- time.Now():
+			default:
 			}
-		})
+		}
+	}})
+	p.Store(a)
+	start(t, Config{Conn: w.listen("fd00::b"), Allowed: everybody})
+	a.Set([]Target{{Name: "b", Addr: b}})
+	<-time.After(after)
+	cut := time.Now()
+	w.set(func(w *wire) { w.cut[b] = true })
+	select {
+	case at := <-told:
+		if d := at.Sub(cut); d > 1500*ms {
+			t.Errorf("at %s: told %s after the silence began", delay, d)
+		}
+	case <-time.After(5 * time.Second):
+		t.Errorf("at %s: nobody was told", delay)
 	}
 }
 
