@@ -111,7 +111,7 @@ func cutOffFromEtcd(r *row, e *world.Etcd) {
 	r.evidence("packets are held back", 2*soon, r.cut(alone.Name(), e.Members[0].Name()))
 	r.evidence("its reads say their age", 4*soon, r.aged(alone))
 	r.evidence("it refuses writes", 4*soon, func(ctx context.Context) (string, error) {
-		err := r.ledger.request(ctx, http.MethodPost, alone.URL+"/v1/orgs", []byte(`{"name":"never"}`), nil)
+		err := r.ledger.request(ctx, http.MethodPost, alone.URL+"/v1/orgs", []byte(`{"name":"never"}`), nil, false)
 		if !errors.Is(err, api.ErrUnavailable) {
 			return "", fmt.Errorf("it says %w", cmpErr(err, "that it is done"))
 		}

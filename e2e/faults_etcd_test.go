@@ -123,7 +123,7 @@ func compaction(r *row, e *world.Etcd) {
 	r.during("both controllers to say the same", convergeWithin, func(ctx context.Context) error {
 		var lists [2][]api.ClientInfo
 		for i, c := range r.Controllers {
-			if err := r.ledger.request(ctx, http.MethodGet, c.URL+"/v1/orgs/acme/clients", nil, &lists[i]); err != nil {
+			if err := r.ledger.request(ctx, http.MethodGet, c.URL+"/v1/orgs/acme/clients", nil, &lists[i], false); err != nil {
 				return err
 			}
 		}

@@ -249,7 +249,7 @@ func (l *ledger) do(ctx context.Context, method, path string, in, out any) error
 	for i := range urls {
 		at := (first + i) % len(urls)
 		server := urls[at]
-		err := l.request(ctx, method, server+path, body, out)
+		err := l.request(ctx, method, server+path, body, out, len(errs) > 0)
 		var refused *api.Error
 		switch final := errors.As(err, &refused) && refused.Status != http.StatusServiceUnavailable; {
 		case err == nil, final && (len(errs) == 0 || method == http.MethodGet):
@@ -262,7 +262,9 @@ func (l *ledger) do(ctx context.Context, method, path string, in, out any) error
 	return errors.Join(errs...)
 }
 
-func (l *ledger) request(ctx context.Context, method, url string, body []byte, out any) error {
+// request is one try. again says that one before may have been carried out: what it
+// has removed is not there any more.
+func (l *ledger) request(ctx context.Context, method, url string, body []byte, out any, again bool) error {
 	r, err := http.NewRequestWithContext(ctx, method, url, bytes.NewReader(body))
 	if err != nil {
 		return err
@@ -286,7 +288,7 @@ func (l *ledger) request(ctx context.Context, method, url string, body []byte, o
 	if answer.StatusCode >= 300 {
 		refused := &api.Error{Status: answer.StatusCode, Message: string(text)}
 		_ = json.Unmarshal(text, refused) // or it is the text as it is
-		if method != http.MethodGet && refused.Status != http.StatusConflict {
+		if done := again && refused.Status == http.StatusNotFound; method != http.MethodGet && refused.Status != http.StatusConflict && !done {
 			l.mu.Lock()
 			l.refusals = append(l.refusals, refusal{answer.StatusCode, answer.Header.Get("Retry-After"), refused.Message})
 			l.mu.Unlock()
