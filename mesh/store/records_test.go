@@ -216,9 +216,11 @@ func TestCoordinates(t *testing.T) {
 	unsure := place(0.5)
 	unsure.Error = 1.5
 	now.add(2 * time.Minute)
-	if _, err := s.SetCoordinate(ctx, "h", unsure); err != nil || at() != 0.5 {
+	rev, err := s.SetCoordinate(ctx, "h", unsure)
+	if err != nil || at() != 0.5 {
 		t.Fatal(at(), err)
 	}
+	mirroredAt(t, s, rev)
 	set(0.6, 0.6) // a moment ago, and much surer
 	set(0.8, 0.6) // no surer than that
 	if _, err := s.SetCoordinate(ctx, "gone", place(0.1)); !errors.Is(err, ErrNotFound) {
