@@ -106,29 +106,3 @@ type Device interface {
 
 // ErrClosed is what a Device's methods return after Close.
 var ErrClosed = errors.New("device is closed")
-
-// Policy is what the data plane lets through: input to package firewall.
-// Everything it does not name is refused.
-type Policy struct {
-	Link      string       // the WireGuard link
-	Mesh      netip.Prefix // the whole mesh
-	Resolver  netip.Addr   // the machines' resolver, <mesh>::3
-	Self      netip.Addr   // the host's own address, (0, host)::1
-	ProbePort uint16       // UDP port of tunnel probes, on Self
-	Networks  []Network    // the carried networks, sorted by Prefix
-	// Attachments are the machines' links, sorted by Link.
-	Attachments []Attachment
-}
-
-// Network is one carried org's network as the firewall sees it.
-type Network struct {
-	Prefix   netip.Prefix // its /64
-	Host     netip.Addr   // the host's own address in it, (network, host)::1
-	Resolver netip.Addr   // <network>::3
-}
-
-// Attachment is one machine's link in the data plane's namespace.
-type Attachment struct {
-	Link     string       // name of the host's end, at most 15 bytes
-	Endpoint netip.Prefix // its /112: the only sources it may use
-}
