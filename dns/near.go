@@ -11,7 +11,7 @@ import (
 // Fact is what is known of the way to one host.
 type Fact struct {
 	// RTT is the round trip through the tunnel, already smoothed and settled (see
-	// Settle). 0: not measured.
+	// Settler). 0: not measured.
 	RTT time.Duration
 	// Estimate is the round trip that the hosts' network coordinates suggest, for a
 	// host that is not measured. 0: there is none, and geography decides.
@@ -27,29 +27,6 @@ type Fact struct {
 // Facts are by host name. A host that is not there is taken for alive and
 // unmeasured; the host that answers need not be there: its distance is 0.
 type Facts map[string]Fact
-
-// Settle returns facts that differ from f only where now really does: a round
-// trip, or an estimate of one, is replaced when it has moved by more than an eighth
-// and by more than 1 ms. Everything else is taken from now. The near set is a
-// threshold over round trips; fed with settled facts, its membership does not flap
-// with their jitter. So this is where its hysteresis lives: Answer itself remembers
-// nothing.
-func (f Facts) Settle(now Facts) Facts {
-	settled := make(Facts, len(now))
-	for name, n := range now {
-		was := f[name]
-		n.RTT, n.Estimate = settle(was.RTT, n.RTT), settle(was.Estimate, n.Estimate)
-		settled[name] = n
-	}
-	return settled
-}
-
-func settle(was, now time.Duration) time.Duration {
-	if was > 0 && now > 0 && (now-was).Abs() <= max(was/8, time.Millisecond) {
-		return was
-	}
-	return now
-}
 
 // distance is how far a host is that geography places at estimate, and what that
 // rests on.

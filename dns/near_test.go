@@ -6,6 +6,8 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -184,18 +186,22 @@ func TestSettle(t *testing.T) {
 		"a": {RTT: 8 * ms}, "b": {RTT: 240 * ms, Suspect: true}, "c": {RTT: 85 * ms}, "d": {RTT: 3 * ms}, "e": {},
 		"f": {Estimate: 40 * ms}, "g": {Estimate: 46 * ms}, "h": {RTT: 41 * ms},
 	}
-	if diff := cmp.Diff(want, was.Settle(now)); diff != "" {
+	var settler Settler
+	at := time.Unix(1_000_000, 0)
+	settler.Settle(was, at)
+	if diff := cmp.Diff(want, settler.Settle(now, at.Add(time.Second))); diff != "" {
 		t.Errorf("Settle (-want +got):\n%s", diff)
 	}
 }
 
 // Jitter around a threshold changes nothing once the facts are settled.
 func TestSettledFactsDoNotFlap(t *testing.T) {
-	facts := Facts{}
+	var settler Settler
+	at := time.Unix(1_000_000, 0)
 	var first string
 	for i := range 100 {
 		jitter := time.Duration(i%7-3) * 100 * time.Microsecond
-		facts = facts.Settle(Facts{"ams-1": {RTT: 8*ms + jitter}, "nrt-1": {RTT: 13*ms - jitter}})
+		facts := settler.Settle(Facts{"ams-1": {RTT: 8*ms + jitter}, "nrt-1": {RTT: 13*ms - jitter}}, at.Add(time.Duration(i)*time.Second))
 		s := testServer(with(func(d *Data) { d.Orgs[0].Machines[0].Started = false }), facts)
 		m := ask(t, s, "web.internal.", "AAAA", d1, Role{}, false)
 		got := fmt.Sprint(records(t, m.Answer))
@@ -206,6 +212,89 @@ func TestSettledFactsDoNotFlap(t *testing.T) {
 			t.Fatalf("round %d: %s, before %s", i, got, first)
 		}
 	}
+}
+
+// A first round trip that was too long does not stay: the nearest host, at 320 ms, was
+// measured at 365 ms first, on a busy machine, which made one at 540 ms near as well.
+func TestFirstRoundTripsDoNotStay(t *testing.T) {
+	var settler Settler
+	at := time.Unix(1_000_000, 0)
+	near := func(nrt time.Duration, after time.Duration) string {
+		f := settler.Settle(Facts{"ams-1": {RTT: 540 * ms}, "nrt-1": {RTT: nrt}}, at.Add(after))
+		cs := set(f["ams-1"].RTT, f["nrt-1"].RTT)
+		nearestFirst(cs, rand.New(rand.NewPCG(1, 1)))
+		return ids(nearSet(cs))
+	}
+	if got := near(365*ms, 0); got != "ba" {
+		t.Fatalf("measured too long: near are %s; this test proves nothing", got)
+	}
+	for second := 1; second < 30; second++ {
+		got := near(320*ms, time.Duration(second)*time.Second)
+		if want := "b"; second > 6 && got != want {
+			t.Fatalf("after %d s: near are %s, want %s", second, got, want)
+		}
+	}
+}
+
+// What lasts is taken after five seconds, and only so much of it as was there all the
+// time; what goes to and fro is not. Measured once a second.
+func TestSettlerTakesWhatLasts(t *testing.T) {
+	for _, tt := range []struct{ name, measured, given string }{
+		{"it lasts", "100 108 108 108 108 108 108 108", "100 100 100 100 100 100 108 108"},
+		{"part of it lasts", "100 110 104 110 110 110 110 110 110 110 110 110 110", "100 100 100 100 100 100 104 104 104 104 104 104 110"},
+		{"to and fro", "100 108 93 108 93 108 93 108 93 108", "100 100 100 100 100 100 100 100 100 100"},
+		{"as before in between", "100 108 108 108 100 108 108 108 108 108", "100 100 100 100 100 100 100 100 100 100"},
+		{"too much to wait", "100 120 120", "100 120 120"},
+		{"a creep is followed at once when it is too much", "100 104 108 112 116", "100 100 100 100 116"},
+		{"not measured in between", "100 0 104 104", "100 0 104 104"},
+	} {
+		var settler Settler
+		at := time.Unix(1_000_000, 0)
+		var given []string
+		for _, field := range strings.Fields(tt.measured) {
+			n, err := strconv.Atoi(field)
+			if err != nil {
+				t.Fatal(err)
+			}
+			f := settler.Settle(Facts{"a": {RTT: time.Duration(n) * ms}}, at)
+			given = append(given, fmt.Sprint(int64(f["a"].RTT/ms)))
+			at = at.Add(time.Second)
+		}
+		if got := strings.Join(given, " "); got != tt.given {
+			t.Errorf("%s: measured %s: given %s, want %s", tt.name, tt.measured, got, tt.given)
+		}
+	}
+}
+
+// Whatever is measured: what is given out is never farther off than an eighth or 1 ms,
+// is soon within what was measured lately, and moves at once only by more than that.
+func TestSettlerProperty(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		var settler Settler
+		at, given := time.Unix(1_000_000, 0), time.Duration(0)
+		base := time.Duration(rapid.IntRange(1, 400).Draw(t, "base")) * ms
+		var moved []time.Time
+		var lately []time.Duration
+		for range rapid.IntRange(1, 200).Draw(t, "rounds") {
+			measured := base + base*time.Duration(rapid.IntRange(-60, 60).Draw(t, "permille"))/1000
+			got := settler.Settle(Facts{"a": {RTT: measured}}, at)["a"].RTT
+			lately = append(lately, measured)
+			if (got - measured).Abs() > max(got/8, ms) {
+				t.Fatalf("measured %s, given %s", measured, got)
+			}
+			if n := len(lately); n > 12 { // twice five seconds: one to each side
+				if last := lately[n-12:]; got < slices.Min(last) || got > slices.Max(last) {
+					t.Fatalf("given %s, and lately measured were %v", got, last)
+				}
+			}
+			if got != given && given != 0 {
+				if moved = append(moved, at); len(moved) > 1 && moved[len(moved)-1].Sub(moved[len(moved)-2]) < 5*time.Second && (got-given).Abs() <= max(given/8, ms) {
+					t.Fatalf("moved a little twice within five seconds: %v", moved)
+				}
+			}
+			given, at = got, at.Add(time.Second)
+		}
+	})
 }
 
 // Membership of the near set, stated independently: exactly those within reach of

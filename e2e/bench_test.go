@@ -298,6 +298,7 @@ func holdDevice(spec string) error {
 	if err != nil {
 		return err
 	}
+	userspace.Tune()
 	dev, err := userspace.New(userspace.Config{Name: "wgb", SocketDir: "/run"})
 	if err != nil {
 		return err

@@ -68,25 +68,43 @@ type question struct {
 	long             bool // its answer does not fit a UDP packet
 }
 
-func questions() []question {
-	var bigAddrs, bigVMs []string
+// facts are what differs between meshes in which the questions are asked: addresses,
+// and names whose answers are long.
+type facts struct {
+	self, w1, w2, w3, laptop, resolver string
+	apps, host                         string // host: its name
+	hostAt, nobodyAt                   string
+	longAAAA, longTXT                  question
+}
+
+func confFacts() facts {
+	var addrs, vms []string
 	for i := range confBig {
-		bigAddrs = append(bigAddrs, confBigAddr(i))
-		bigVMs = append(bigVMs, fmt.Sprintf("big-machine-%02d ams", i))
+		addrs = append(addrs, confBigAddr(i))
+		vms = append(vms, fmt.Sprintf("big-machine-%02d ams", i))
 	}
-	const web = confW1 + "\n" + confW2 + "\n" + confW3
+	return facts{
+		self: confSelf, w1: confW1, w2: confW2, w3: confW3, laptop: confL1, resolver: "fd12:3456:789a:1::3",
+		apps: "big,shell,web", host: "ams-1", hostAt: "fd12:3456:789a:0:200:3:0:1", nobodyAt: "fd12:3456:789a:1:100:1:77:2",
+		longAAAA: question{kind: "aaaa", name: "global.big.internal", want: strings.Join(addrs, "\n"), long: true},
+		longTXT:  question{kind: "txt", name: "vms.big.internal", want: strings.Join(vms, ","), long: true},
+	}
+}
+
+func (f facts) questions() []question {
+	web := f.w1 + "\n" + f.w2 + "\n" + f.w3
 	return []question{
-		{kind: "aaaa", name: "web.internal", want: confW1},
-		{kind: "aaaa", name: "WeB.iNtErNaL", want: confW1},
+		{kind: "aaaa", name: "web.internal", want: f.w1},
+		{kind: "aaaa", name: "WeB.iNtErNaL", want: f.w1},
 		{kind: "aaaa", name: "global.web.internal", want: web},
-		{kind: "aaaa", name: "nrt.web.internal", want: confW3},
-		{kind: "aaaa", name: "top2.nearest.of.web.internal", want: confW1 + "\n" + confW2},
-		{kind: "aaaa", name: "w3.vm.web.internal", want: confW3},
-		{kind: "aaaa", name: "worker.process.web.internal", want: confW3},
-		{kind: "aaaa", name: "replica.role.kv._metadata.web.internal", want: confW2},
-		{kind: "aaaa", name: "laptop1._peer.internal", want: confL1},
-		{kind: "aaaa", name: "_api.internal", want: "fd12:3456:789a:1::3"},
-		{kind: "aaaa", name: "global.big.internal", want: strings.Join(bigAddrs, "\n"), long: true},
+		{kind: "aaaa", name: "nrt.web.internal", want: f.w3},
+		{kind: "aaaa", name: "top2.nearest.of.web.internal", want: f.w1 + "\n" + f.w2},
+		{kind: "aaaa", name: "w3.vm.web.internal", want: f.w3},
+		{kind: "aaaa", name: "worker.process.web.internal", want: f.w3},
+		{kind: "aaaa", name: "replica.role.kv._metadata.web.internal", want: f.w2},
+		{kind: "aaaa", name: "laptop1._peer.internal", want: f.laptop},
+		{kind: "aaaa", name: "_api.internal", want: f.resolver},
+		f.longAAAA,
 		{kind: "aaaa", name: "nobody.internal", want: "NXDOMAIN"},
 		{kind: "aaaa", name: "vm.web.internal", want: "NODATA"},
 		{kind: "a", name: "web.internal", want: "NODATA"},
@@ -98,27 +116,45 @@ func questions() []question {
 		{kind: "txt", name: "all.regions.web.internal", want: "ams,fra,nrt,syd"},
 		{kind: "txt", name: "vms.web.internal", want: "w1 fra,w2 ams,w3 nrt"},
 		{kind: "txt", name: "all.vms.web.internal", want: "old syd,w1 fra,w2 ams,w3 nrt"},
-		{kind: "txt", name: "vms.big.internal", want: strings.Join(bigVMs, ","), long: true},
-		{kind: "txt", name: "_apps.internal", want: "big,shell,web"},
+		f.longTXT,
+		{kind: "txt", name: "_apps.internal", want: f.apps},
 		{kind: "txt", name: "_peer.internal", want: "laptop1"},
 		{kind: "txt", name: "web.internal", want: "NODATA"},
-		{kind: "ptr", name: confW2, want: "w2.vm.web.internal"},
-		{kind: "ptr", name: confL1, want: "laptop1._peer.internal"},
-		{kind: "ptr", name: "fd12:3456:789a:0:200:3:0:1", want: "ams-1.host.internal"},
-		{kind: "ptr", name: "fd12:3456:789a:1:100:1:77:2", want: "NXDOMAIN"},
+		{kind: "ptr", name: f.w2, want: "w2.vm.web.internal"},
+		{kind: "ptr", name: f.laptop, want: "laptop1._peer.internal"},
+		{kind: "ptr", name: f.hostAt, want: f.host + ".host.internal"},
+		{kind: "ptr", name: f.nobodyAt, want: "NXDOMAIN"},
 	}
 }
 
-// box is a host of the lab whose only resolver is ours, and the programs on it.
+// box is a place whose only resolver is ours, a host of the lab or a machine, and the
+// programs on it.
 type box struct {
-	*lab.Host
+	runner
+	facts
 	bin, static, clients string
 	resolved             *resolved
 }
 
+// runner runs programs in a place, as a lab.Host does.
+type runner interface {
+	Run(ctx context.Context, path string, args ...string) (string, error)
+	Exec(ctx context.Context, c lab.Command) (lab.Result, error)
+}
+
+func boxIn(t *testing.T, in runner, f facts, dir string) *box {
+	t.Helper()
+	clients, err := filepath.Abs("testdata/clients")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &box{runner: in, facts: f, bin: bin(t), static: staticClient(t, dir), clients: clients}
+}
+
 // newBox serves the zone on one host of a lab, and returns another one, which has the
-// address of a machine.
-func newBox(t *testing.T) *box {
+// address of a machine and systemd-resolved. What is said passes spoil, unless that is
+// nil.
+func newBox(t *testing.T, spoil *spoiler) *box {
 	t.Helper()
 	l := newLab(t)
 	server, err := l.Host("resolver", lab.HostConfig{})
@@ -148,6 +184,9 @@ func newBox(t *testing.T) *box {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if spoil != nil {
+		udp, tcp = spoil.packets(udp), spoil.streams(tcp)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	group := new(errgroup.Group)
 	group.Go(func() error { return s.ServePacket(ctx, udp, dns.Role{}) })
@@ -158,9 +197,12 @@ func newBox(t *testing.T) *box {
 			t.Errorf("server: %v", err)
 		}
 	})
-	b := &box{Host: h, bin: bin(t), static: staticClient(t, l.Dir())}
-	if b.clients, err = filepath.Abs("testdata/clients"); err != nil {
-		t.Fatal(err)
+	b := boxIn(t, h, confFacts(), l.Dir())
+	b.resolved = startResolved(t, h)
+	for _, args := range [][]string{{"dns", "eth0", confAt}, {"domain", "eth0", "~."}} {
+		if _, err := b.resolved.ctl(t.Context(), args...); err != nil {
+			t.Fatal(err)
+		}
 	}
 	return b
 }
@@ -200,24 +242,36 @@ var nameClients = []nameClient{
 func TestConformance(t *testing.T) {
 	need(t, "ip", "dig", "kdig", "getent", "python3", "musl-gcc", "node", "erl", "escript", "dbus-daemon")
 	t.Parallel()
-	b := newBox(t)
-	b.resolved = startResolved(t, b.Host)
-	if _, err := b.resolved.ctl(t.Context(), "dns", "eth0", confAt); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := b.resolved.ctl(t.Context(), "domain", "eth0", "~."); err != nil {
-		t.Fatal(err)
-	}
+	b := newBox(t, nil)
+	b.conform(t, nameClients, directChecks)
+}
+
+// directChecks are for what a client must be told by our server itself, and not by a
+// resolver in between.
+var directChecks = map[string]check{"EDNS": checkEDNS, "truncation": checkTruncation, "0x20": checkCase, "NSS": checkSorted}
+
+// check is one that a box passes.
+type check func(reporter, *box)
+
+// reporter is what checks need of a testing.T.
+type reporter interface {
+	Context() context.Context
+	Errorf(format string, args ...any)
+	Logf(format string, args ...any)
+}
+
+// conform asks everything with all clients, four at a time, and runs the checks.
+func (b *box) conform(t reporter, clients []nameClient, checks map[string]check) {
 	var group errgroup.Group
 	group.SetLimit(4)
-	for _, c := range nameClients {
+	for _, c := range clients {
 		for _, via := range []string{"udp", "tcp"} {
 			if via == "udp" || c.tcp {
 				group.Go(func() error { c.check(t, b, via); return nil })
 			}
 		}
 	}
-	for name, check := range map[string]func(*testing.T, *box){"EDNS": checkEDNS, "truncation": checkTruncation, "0x20": checkCase, "NSS": checkSorted} {
+	for name, check := range checks {
 		group.Go(func() error {
 			check(t, b)
 			t.Logf("%s: checked", name)
@@ -227,9 +281,9 @@ func TestConformance(t *testing.T) {
 	_ = group.Wait() // they report by t
 }
 
-func (c nameClient) check(t *testing.T, b *box, via string) {
+func (c nameClient) check(t reporter, b *box, via string) {
 	var qs []question
-	for _, q := range questions() {
+	for _, q := range b.questions() {
 		if slices.Contains(strings.Fields(c.kinds), q.kind) {
 			qs = append(qs, q)
 		}
@@ -270,23 +324,23 @@ func (c nameClient) judge(q question, got []string) error {
 
 // checkEDNS: unknown options are passed over, an unknown version is refused with
 // BADVERS, a cookie is given back, and who has no EDNS at all is answered as well.
-func checkEDNS(t *testing.T, b *box) {
+func checkEDNS(t reporter, b *box) {
 	for _, tt := range []struct {
 		command string
 		want    []string
 	}{
-		{"dig +noedns web.internal AAAA", []string{"status: NOERROR", confW1}},
-		{"dig +bufsize=4096 web.internal AAAA", []string{"status: NOERROR", "EDNS: version: 0", confW1}},
-		{"dig +ednsopt=65001:c0ffee web.internal AAAA", []string{"status: NOERROR", confW1}},
-		{"dig +ednsflags=0x4000 web.internal AAAA", []string{"status: NOERROR", confW1}},
+		{"dig +noedns web.internal AAAA", []string{"status: NOERROR", b.w1}},
+		{"dig +bufsize=4096 web.internal AAAA", []string{"status: NOERROR", "EDNS: version: 0", b.w1}},
+		{"dig +ednsopt=65001:c0ffee web.internal AAAA", []string{"status: NOERROR", b.w1}},
+		{"dig +ednsflags=0x4000 web.internal AAAA", []string{"status: NOERROR", b.w1}},
 		{"dig +edns=1 +noednsnegotiation web.internal AAAA", []string{"status: BADVERS"}},
-		{"dig +cookie web.internal AAAA", []string{"status: NOERROR", "(good)", confW1}},
-		{"dig +dnssec web.internal AAAA", []string{"status: NOERROR", "flags: do", confW1}},
-		{"dig +nsid +subnet=192.0.2.0/24 web.internal AAAA", []string{"status: NOERROR", confW1}},
+		{"dig +cookie web.internal AAAA", []string{"status: NOERROR", "(good)", b.w1}},
+		{"dig +dnssec web.internal AAAA", []string{"status: NOERROR", "flags: do", b.w1}},
+		{"dig +nsid +subnet=192.0.2.0/24 web.internal AAAA", []string{"status: NOERROR", b.w1}},
 		{"kdig +edns=1 web.internal AAAA", []string{"BADVERS"}},
-		{"kdig +noedns web.internal AAAA", []string{"status: NOERROR", confW1}},
-		{"kdig +nsid +padding=64 web.internal AAAA", []string{"status: NOERROR", confW1}},
-		{"kdig +tcp +keepopen +bufsize=512 web.internal AAAA _apps.internal TXT", []string{confW1, "big,shell,web"}},
+		{"kdig +noedns web.internal AAAA", []string{"status: NOERROR", b.w1}},
+		{"kdig +nsid +padding=64 web.internal AAAA", []string{"status: NOERROR", b.w1}},
+		{"kdig +tcp +keepopen +bufsize=512 web.internal AAAA _apps.internal TXT", []string{b.w1, b.apps}},
 		{"dig web.internal ANY +notcp", []string{"status: NOERROR"}},
 		{"dig web.internal TYPE65", []string{"status: NOERROR", "ANSWER: 0", "SOA"}},
 		{"dig nobody.internal AAAA", []string{"status: NXDOMAIN", "ANSWER: 0", "SOA"}},
@@ -302,17 +356,17 @@ func checkEDNS(t *testing.T, b *box) {
 }
 
 // checkTruncation: a long answer is cut over UDP, with TC, and whole over TCP.
-func checkTruncation(t *testing.T, b *box) {
+func checkTruncation(t reporter, b *box) {
 	for _, tt := range []struct {
 		command string
 		tc      bool
 		answers string
 	}{
-		{"dig +notcp +ignore +noedns vms.big.internal TXT", true, ""},
-		{"dig +notcp +ignore global.big.internal AAAA", true, ""},
-		{"dig +tcp vms.big.internal TXT", false, "ANSWER: 1,"},
-		{"dig +tcp global.big.internal AAAA", false, fmt.Sprintf("ANSWER: %d,", confBig)},
-		{"dig +noedns global.big.internal AAAA", false, fmt.Sprintf("ANSWER: %d,", confBig)},
+		{"dig +notcp +ignore +noedns " + b.longTXT.name + " TXT", true, ""},
+		{"dig +notcp +ignore " + b.longAAAA.name + " AAAA", true, ""},
+		{"dig +tcp " + b.longTXT.name + " TXT", false, "ANSWER: 1,"},
+		{"dig +tcp " + b.longAAAA.name + " AAAA", false, fmt.Sprintf("ANSWER: %d,", confBig)},
+		{"dig +noedns " + b.longAAAA.name + " AAAA", false, fmt.Sprintf("ANSWER: %d,", confBig)},
 	} {
 		f := strings.Fields(tt.command)
 		out, err := b.Run(t.Context(), f[0], f[1:]...)
@@ -330,7 +384,7 @@ func checkTruncation(t *testing.T, b *box) {
 
 // checkCase: the question comes back in the letters in which it was asked (clients
 // check that: draft-vixie-dnsext-dns0x20), and so does the record's name.
-func checkCase(t *testing.T, b *box) {
+func checkCase(t reporter, b *box) {
 	for _, name := range []string{"WeB.iNtErNaL", "wEB.INTERNAL", "REGIONS.weB.inTernal"} {
 		for _, kind := range []string{"AAAA", "TXT"} {
 			out, err := b.Run(t.Context(), "dig", "+noall", "+question", "+comments", name, kind)
@@ -342,9 +396,9 @@ func checkCase(t *testing.T, b *box) {
 }
 
 // checkSorted: what a C library makes of many addresses is still the ones there are.
-func checkSorted(t *testing.T, b *box) {
+func checkSorted(t reporter, b *box) {
 	out, err := b.Run(t.Context(), "getent", "ahostsv6", "global.web.internal")
-	for _, a := range []string{confW1, confW2, confW3} {
+	for _, a := range []string{b.w1, b.w2, b.w3} {
 		if err != nil || strings.Count(out, a) != 3 { // stream, datagram, raw
 			t.Errorf("getent ahostsv6: %v, not three times %s in\n%s", err, a, out)
 		}

@@ -20,8 +20,8 @@ const keepaliveInterval = 25 * time.Second
 //
 // A host's peer is another host, with its own address (0, h)::1, a /96 for each
 // org that both carry, and a /112 for each endpoint that is there but homed
-// elsewhere; or a client whose gateway the host is, with its /112. A client's only
-// peer is its gateway, with the org's whole /64.
+// elsewhere, or granted; or a client whose gateway the host is, with its /112. A
+// client's only peer is its gateway, with the org's whole /64 and what is granted.
 func (v View) Config(private wgtypes.Key, port uint16) peers.Config {
 	c := peers.Config{PrivateKey: private, ListenPort: port}
 	switch {
@@ -73,6 +73,15 @@ func (v View) hostPeers() []peers.Peer {
 		}
 		away(c.Endpoint, c.Gateway)
 	}
+	for _, g := range v.Granted {
+		if i, ok := at[g.Host]; ok {
+			out[i].AllowedIPs = append(out[i].AllowedIPs, g.Endpoint, v.hostBeyond(g, v.Hosts[i].Position()))
+		}
+	}
+	for i := range out {
+		slices.SortFunc(out[i].AllowedIPs, peers.ComparePrefix) // a host beyond has one address for all its endpoints
+		out[i].AllowedIPs = slices.Compact(out[i].AllowedIPs)
+	}
 	return out
 }
 
@@ -84,13 +93,17 @@ func (v View) clientPeers() []peers.Peer {
 		if h.Name != v.Client.Gateway || len(h.Endpoints) == 0 {
 			continue
 		}
-		return []peers.Peer{{
+		p := peers.Peer{
 			Key: wgtypes.Key(h.Key), Endpoint: h.Endpoints[0], Keepalive: keepaliveInterval,
 			AllowedIPs: []netip.Prefix{
 				v.Plan.Network(v.Orgs[0].Network),
 				netip.PrefixFrom(v.Plan.HostAddr(0, h.Position()), 128),
 			},
-		}}
+		}
+		for _, g := range v.Granted {
+			p.AllowedIPs = append(p.AllowedIPs, g.Endpoint)
+		}
+		return []peers.Peer{p}
 	}
 	return nil
 }
@@ -161,5 +174,6 @@ func (v View) Policy(link string, probePort uint16, attachments []peers.Attachme
 	}
 	slices.SortFunc(p.Networks, func(a, b peers.Network) int { return peers.ComparePrefix(a.Prefix, b.Prefix) })
 	slices.SortFunc(p.Attachments, func(a, b peers.Attachment) int { return strings.Compare(a.Link, b.Link) })
+	p.Grants = v.boxes()
 	return p
 }

@@ -23,6 +23,8 @@ type Advance struct {
 	hosts       []string // whose record, presence or coordinate is another one
 	orgs        map[string]*orgAdvance
 	orgOrder    []string // keys of orgs as "<org>/" would stand
+	grants      map[string]*grantAdvance
+	grantOrder  []string
 
 	// Orgs carried before and after, of the hosts in hosts and in any orgAdvance.carry.
 	carriedBefore, carriedAfter map[string][]string
@@ -45,6 +47,7 @@ func NewAdvance(s Step, d Deployment) *Advance {
 	}
 	pairs := map[carrying]bool{}
 	hosts := map[string]bool{}
+	var grants []string
 	for _, key := range slices.Compact(slices.Sorted(slices.Values(s.Keys))) {
 		kind, rest, _ := strings.Cut(key, "/")
 		org, _, _ := strings.Cut(rest, "/")
@@ -73,11 +76,14 @@ func NewAdvance(s Step, d Deployment) *Advance {
 			a.org(org).records = append(a.org(org).records, rest)
 		case "health":
 			a.org(org).health = append(a.org(org).health, rest)
+		case "grants":
+			grants = append(grants, rest)
 		}
 	}
 	a.hosts = slices.Sorted(maps.Keys(hosts))
 	a.settleCarries(pairs)
 	a.orgOrder = slices.SortedFunc(maps.Keys(a.orgs), func(a, b string) int { return strings.Compare(a+"/", b+"/") })
+	a.sortGrants(grants)
 	return a
 }
 
@@ -196,7 +202,7 @@ func (a *Advance) Carry(yield func(host, org string, now bool)) {
 // Common is a delta that many nodes share.
 type Common struct {
 	Org    string   // every host that carries it gets Delta,
-	Except []string // but these hosts, whose clients' keys are in question
+	Except []string // but these hosts, in order: clients' keys are in question, or grants
 	Delta  Delta
 }
 
@@ -205,7 +211,7 @@ type Common struct {
 // another org than before. Nodes of the audience that do not carry that org have
 // deltas of their own.
 func (a *Advance) Common() (c Common, ok bool) {
-	if a.resync || a.controllers || len(a.regions)+len(a.hosts) > 0 || len(a.orgOrder) != 1 {
+	if !a.onlyOrg() {
 		return Common{}, false
 	}
 	c.Org = a.orgOrder[0]
@@ -225,6 +231,9 @@ func (a *Advance) Common() (c Common, ok bool) {
 			}
 		}
 	}
+	concerned := map[string]bool{}
+	a.grantAudience(concerned, map[string]bool{}, &Audience{})
+	c.Except = slices.AppendSeq(c.Except, maps.Keys(concerned))
 	slices.Sort(c.Except)
 	c.Except = slices.Compact(c.Except)
 	return c, true
@@ -264,6 +273,8 @@ func (s State) Object(key string) any {
 		return object(s.Health, rest)
 	case "coordinates":
 		return object(s.Coordinates, rest)
+	case "grants":
+		return object(s.Grants, rest)
 	}
 	return nil
 }

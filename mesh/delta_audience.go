@@ -36,6 +36,11 @@ func (a *Advance) Audience() Audience {
 			out.Nodes = append(out.Nodes, Node{Kind: KindClient, Org: name, Name: key[len(name)+1:]})
 		}
 	}
+	beyond := map[string]bool{}
+	a.grantAudience(beyond, clients, &out)
+	for host := range beyond {
+		out.Nodes = append(out.Nodes, Node{Kind: KindHost, Name: host})
+	}
 	for _, host := range a.hosts {
 		out.Nodes = append(out.Nodes, Node{Kind: KindHost, Name: host})
 		for _, list := range [][]string{a.carriedBefore[host], a.carriedAfter[host]} {

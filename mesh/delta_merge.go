@@ -50,6 +50,8 @@ func MergeDeltas(list []Delta) Delta {
 	out.Clients = mergeLists(list, gone, "clients", func(d Delta) []ViewClient { return d.Clients }, ViewClient.key)
 	out.Records = mergeLists(list, gone, "records", func(d Delta) []Record { return d.Records }, Record.key)
 	out.Health = mergeLists(list, gone, "health", func(d Delta) []Health { return d.Health }, Health.key)
+	out.Grants = mergeLists(list, gone, "grants", func(d Delta) []Grant { return d.Grants }, Grant.key)
+	out.Granted = mergeLists(list, gone, "granted", func(d Delta) []Granted { return d.Granted }, Granted.key)
 	out.Removed = slices.Sorted(maps.Keys(gone))
 	return out
 }

@@ -23,6 +23,9 @@ func TestMergeDeltas(t *testing.T) {
 					v.Health = append(v.Health, Health{Org: "o", Machine: id, Passing: rapid.Bool().Draw(t, "passing")})
 				}
 				if rapid.Bool().Draw(t, "there") {
+					v.Grants = append(v.Grants, Grant{ID: id, FirstPort: rapid.Uint16Range(1, 2).Draw(t, "port")})
+				}
+				if rapid.Bool().Draw(t, "there") {
 					v.Records = append(v.Records, Record{Org: "o", Name: id, Type: RecordTXT, Values: []string{rapid.SampledFrom([]string{"x", "y"}).Draw(t, "value")}})
 				}
 			}

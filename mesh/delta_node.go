@@ -35,7 +35,7 @@ func (a *Advance) Resumed(node Node) (d Delta, ok bool) {
 // come in the order of DiffViews.
 type draft struct {
 	Delta
-	gone struct{ regions, hosts, orgs, apps, machines, clients, records, health, coordinates []string }
+	gone struct{ regions, hosts, orgs, apps, machines, clients, records, health, grants, granted, coordinates []string }
 }
 
 func (d *draft) finish() Delta {
@@ -47,7 +47,8 @@ func (d *draft) finish() Delta {
 	}{
 		{"regions", d.gone.regions}, {"hosts", d.gone.hosts}, {"orgs", d.gone.orgs},
 		{"apps", d.gone.apps}, {"machines", d.gone.machines}, {"clients", d.gone.clients},
-		{"records", d.gone.records}, {"health", d.gone.health}, {"coordinates", d.gone.coordinates},
+		{"records", d.gone.records}, {"health", d.gone.health},
+		{"grants", d.gone.grants}, {"granted", d.gone.granted}, {"coordinates", d.gone.coordinates},
 	} {
 		for _, key := range l.keys {
 			d.Removed = append(d.Removed, l.kind+"/"+key)
@@ -121,7 +122,9 @@ func (a *Advance) hostDelta(name string) (Delta, bool) {
 			}
 		}
 	}
-	a.hostsSeen(&d, name, others)
+	before, after := a.before.seenByHost(name), a.after.seenByHost(name)
+	a.grantsSeen(&d, before, after, others)
+	a.hostsSeen(&d, before, after, others)
 	return d.finish(), true
 }
 
@@ -200,15 +203,14 @@ func (a *Advance) lost(d *draft, org string) {
 }
 
 // hostsSeen adds those of others that a host sees otherwise than before.
-func (a *Advance) hostsSeen(d *draft, name string, others map[string]bool) {
-	before := a.before.hostSeenBy(name, a.carriedBefore)
-	after := a.after.hostSeenBy(name, a.carriedAfter)
-	delete(others, name)
-	replace(&d.Hosts, &d.gone.hosts, slices.Sorted(maps.Keys(others)), before, after)
+func (a *Advance) hostsSeen(d *draft, before, after *sight, others map[string]bool) {
+	delete(others, before.host)
+	replace(&d.Hosts, &d.gone.hosts, slices.Sorted(maps.Keys(others)), before.hostSeen(a.carriedBefore), after.hostSeen(a.carriedAfter))
 }
 
-// hostSeenBy looks up hosts as another one sees them. known has what some carry.
-func (s State) hostSeenBy(self string, known map[string][]string) func(name string) (ViewHost, bool) {
+// hostSeen looks up hosts as another one sees them. known has what some carry.
+func (x *sight) hostSeen(known map[string][]string) func(name string) (ViewHost, bool) {
+	s, self := x.state, x.host
 	var own []string
 	asked := false
 	return func(name string) (ViewHost, bool) {
@@ -229,7 +231,7 @@ func (s State) hostSeenBy(self string, known map[string][]string) func(name stri
 				shared = append(shared, org)
 			}
 		}
-		return s.viewOfPeer(h, shared), len(shared) > 0
+		return s.viewOfPeer(h, shared), len(shared) > 0 || x.leadsTo(name)
 	}
 }
 
@@ -252,6 +254,7 @@ func (a *Advance) clientDelta(node Node) (Delta, bool) {
 		slices.Sort(names)
 		names = slices.Compact(names)
 	}
+	a.grantsSeen(&d, a.before.seenByClient(was), a.after.seenByClient(is), map[string]bool{})
 	replace(&d.Hosts, &d.gone.hosts, names, a.before.gatewaySeenBy(was), a.after.gatewaySeenBy(is))
 	return d.finish(), true
 }

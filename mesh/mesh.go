@@ -42,17 +42,18 @@ type Limits struct {
 	Tokens   int `json:"tokens,omitempty"`   // that are neither spent nor expired
 	Metadata int `json:"metadata,omitempty"` // pairs of a machine
 	Records  int `json:"records,omitempty"`  // record sets, see Record
+	Grants   int `json:"grants,omitempty"`   // that name the org, on either side
 }
 
 // DefaultLimits are an org's where its own say nothing.
-var DefaultLimits = Limits{Machines: 10000, Clients: 10000, Tokens: 1000, Metadata: 32, Records: 1000}
+var DefaultLimits = Limits{Machines: 10000, Clients: 10000, Tokens: 1000, Metadata: 32, Records: 1000, Grants: 100}
 
 // Or returns l with what it leaves open taken from other.
 func (l Limits) Or(other Limits) Limits {
 	return Limits{
 		Machines: cmp.Or(l.Machines, other.Machines), Clients: cmp.Or(l.Clients, other.Clients),
 		Tokens: cmp.Or(l.Tokens, other.Tokens), Metadata: cmp.Or(l.Metadata, other.Metadata),
-		Records: cmp.Or(l.Records, other.Records),
+		Records: cmp.Or(l.Records, other.Records), Grants: cmp.Or(l.Grants, other.Grants),
 	}
 }
 

@@ -28,13 +28,18 @@ type State struct {
 	Records     Table[Record]     // "<org>/<name>/<type>"
 	Health      Table[Health]     // "<org>/<machine>"
 	Coordinates Table[Coordinate] // "<host>"
+	Grants      Table[Grant]      // "<id>"
 
 	byHost  Table[string] // "<host>/m/<org>/<id>", "<host>/c/<org>/<name>": key in Machines or Clients
 	carries Table[int]    // "<host>/<org>": number of reasons
 	carried Table[int]    // "<org>/<host>": the same, the other way round
 	byPlace Table[string] // endpoint: "machines/<key>" or "clients/<key>"
-	counts  Table[int]    // "<kind>/<org>": number of machines, clients, tokens or records
+	counts  Table[int]    // "<kind>/<org>": number of machines, clients, tokens, records or grants
 	byTLS   Table[string] // TLS key hash: "host/<host>" or "client/<org>/<client>"
+
+	grantsOf Table[string] // "<org>/<id>": ID of a grant that names the org
+	byApp    Table[string] // "<org>/<app>/<machine>": key in Machines
+	stands   Table[int]    // "<org>/<app>/<host>": number of its machines there; app "": of all machines and clients
 }
 
 // Change is one object that was set, or removed (Object nil). Key is
@@ -109,6 +114,10 @@ func (s State) with(changes []Change) State {
 			s.Health = with(s.Health, key, c.Object)
 		case "coordinates":
 			s.Coordinates = with(s.Coordinates, key, c.Object)
+		case "grants":
+			s.indexGrant(key, -1)
+			s.Grants = with(s.Grants, key, c.Object)
+			s.indexGrant(key, +1)
 		}
 	}
 	return s
@@ -137,6 +146,9 @@ func (s *State) indexMachine(key string, by int) {
 		s.counts = tally(s.counts, "machines/"+m.Org, by)
 		s.carry(m.Host, m.Org, by)
 		s.carry(m.Next, m.Org, by)
+		s.byApp = entry(s.byApp, m.Org+"/"+m.App+"/"+m.ID, key, by)
+		s.stand(m.Org, m.App, m.Host, by)
+		s.stand(m.Org, m.App, m.Next, by)
 	}
 }
 
@@ -150,6 +162,7 @@ func (s *State) indexClient(key string, by int) {
 		s.counts = tally(s.counts, "clients/"+c.Org, by)
 		s.carry(c.Home, c.Org, by)
 		s.carry(c.Gateway, c.Org, by)
+		s.stand(c.Org, "", c.Gateway, by)
 	}
 }
 
@@ -174,8 +187,8 @@ func place(endpoint netip.Prefix) string {
 	return string(b[:])
 }
 
-// Count returns how many objects of a kind ("machines", "clients", "tokens" or
-// "records") an org has.
+// Count returns how many objects of a kind ("machines", "clients", "tokens", "records"
+// or "grants") an org has.
 func (s State) Count(kind, org string) int {
 	n, _ := s.counts.Get(kind + "/" + org)
 	return n

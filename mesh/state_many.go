@@ -30,8 +30,9 @@ type batched interface {
 func (s *State) tables() []batched {
 	return []batched{
 		&s.Orgs, &s.Apps, &s.Regions, &s.Hosts, &s.Machines, &s.Clients, &s.Tokens, &s.Operators, &s.Presence, &s.Reserved, &s.Controllers,
-		&s.Records, &s.Health, &s.Coordinates,
+		&s.Records, &s.Health, &s.Coordinates, &s.Grants,
 		&s.byHost, &s.carries, &s.carried, &s.byPlace, &s.counts, &s.byTLS,
+		&s.grantsOf, &s.byApp, &s.stands,
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/weftmesh/weft/ipam"
+	"github.com/weftmesh/weft/peers"
 )
 
 func testPlan() ipam.Plan {
@@ -36,6 +37,7 @@ var (
 	hostNames   = []string{"h", "h-1", "h1", "x"}
 	machineIDs  = []string{"1", "1-1", "2", "3", "4", "5"}
 	clientNames = []string{"p", "q", "r"}
+	appNames    = []string{"db", "web", "web-1"}
 )
 
 func position(host string) ipam.Host {
@@ -58,7 +60,7 @@ func drawChange(t *rapid.T) Change {
 		return Change{key, object}
 	}
 	secret := "secret-of-" + org + "."
-	switch rapid.IntRange(0, 12).Draw(t, "kind") {
+	switch rapid.IntRange(0, 15).Draw(t, "kind") {
 	case 10:
 		return pick(drawRecord(t, org, secret))
 	case 11:
@@ -66,6 +68,9 @@ func drawChange(t *rapid.T) Change {
 		return pick("health/"+org+"/"+id, Health{Org: org, Machine: id, Passing: rapid.Bool().Draw(t, "passing"), Since: epoch, Note: secret})
 	case 12:
 		return pick("coordinates/"+host, drawCoordinate(t))
+	case 13, 14, 15:
+		g := drawGrant(t)
+		return pick("grants/"+g.ID, g)
 	case 0, 1:
 		return pick("orgs/"+org, Org{Name: org, Network: network(org), Created: epoch, Tombstone: rapid.IntRange(0, 3).Draw(t, "tombstone") == 0})
 	case 2:
@@ -102,7 +107,7 @@ func drawMachine(t *rapid.T, org, host, secret string) (string, Machine) {
 	i := rapid.IntRange(0, len(machineIDs)-1).Draw(t, "machine")
 	home := rapid.SampledFrom(hostNames).Draw(t, "home")
 	m := Machine{
-		Org: org, ID: machineIDs[i], App: "web", Host: host, Meta: map[string]string{"k": secret},
+		Org: org, ID: machineIDs[i], App: rapid.SampledFrom(appNames).Draw(t, "app of the machine"), Host: host, Meta: map[string]string{"k": secret},
 		Endpoint: testPlan().Endpoint(network(org), position(home), uint16(i+1)),
 		Stable:   true, State: rapid.SampledFrom([]string{StateCreated, StateStarted, StateDraining, StateStopped}).Draw(t, "state"), Created: epoch,
 	}
@@ -116,6 +121,26 @@ func drawRecord(t *rapid.T, org, secret string) (string, Record) {
 	r := Record{Org: org, Name: rapid.SampledFrom([]string{"r", "r.s", "_x"}).Draw(t, "record"),
 		Type: rapid.SampledFrom(recordTypes).Draw(t, "type"), Values: []string{secret}, TTL: rapid.IntRange(0, 2).Draw(t, "ttl")}
 	return "records/" + org + "/" + r.Name + "/" + r.Type, r
+}
+
+// drawGrant names what is there, and what is not.
+func drawGrant(t *rapid.T) Grant {
+	pair := rapid.SliceOfNDistinct(rapid.SampledFrom(orgNames), 2, 2, rapid.ID).Draw(t, "sides")
+	side := func(org string) Party {
+		switch rapid.IntRange(0, 5).Draw(t, "side") {
+		case 0:
+			return Party{Org: org}
+		case 1:
+			return Party{Org: org, Machine: rapid.SampledFrom(machineIDs).Draw(t, "machine of a grant")}
+		case 2:
+			return Party{Org: org, Client: rapid.SampledFrom(clientNames).Draw(t, "client of a grant")}
+		}
+		return Party{Org: org, App: rapid.SampledFrom(appNames).Draw(t, "app of a grant")}
+	}
+	return Grant{
+		ID: rapid.SampledFrom([]string{"g", "g-1", "g1", "k"}).Draw(t, "grant"), From: side(pair[0]), To: side(pair[1]),
+		Protocol: ProtocolTCP, FirstPort: 1, LastPort: rapid.Uint16Range(1, 2).Draw(t, "port"), Created: epoch,
+	}
 }
 
 func drawCoordinate(t *rapid.T) Coordinate {
@@ -140,10 +165,43 @@ func drawClient(t *rapid.T, org, host, secret string) (string, Client) {
 
 func drawState(t *rapid.T) State {
 	s := State{}.With(Change{"mesh", Mesh{Plan: testPlan(), Epoch: 7, Created: epoch}})
+	if rapid.Bool().Draw(t, "furnished") {
+		s = furnish(t, s)
+	}
 	for range rapid.IntRange(0, 60).Draw(t, "changes") {
 		s = s.With(drawChange(t))
 	}
 	s.Revision.Revision = rapid.Int64Range(1, 1000).Draw(t, "revision")
+	return s
+}
+
+// furnish adds what chance alone seldom brings together: orgs and hosts that carry
+// them, with machines, clients, and grants between those.
+func furnish(t *rapid.T, s State) State {
+	for _, org := range orgNames {
+		s = s.With(Change{"orgs/" + org, Org{Name: org, Network: network(org), Created: epoch}})
+	}
+	for _, host := range hostNames {
+		h := drawHost(t, host)
+		h.Orgs = []string{AllOrgs}
+		s = s.With(Change{"hosts/" + host, h})
+	}
+	draw := func(what string, most int, one func(org, host, secret string) (string, any)) {
+		for range rapid.IntRange(0, most).Draw(t, what) {
+			org := rapid.SampledFrom(orgNames).Draw(t, "org")
+			key, object := one(org, rapid.SampledFrom(hostNames).Draw(t, "host"), "secret-of-"+org+".")
+			s = s.With(Change{key, object})
+		}
+	}
+	draw("machines", 12, func(org, host, secret string) (string, any) {
+		key, m := drawMachine(t, org, host, secret)
+		return key, m
+	})
+	draw("clients", 4, func(org, host, secret string) (string, any) {
+		key, c := drawClient(t, org, host, secret)
+		return key, c
+	})
+	draw("grants", 6, func(string, string, string) (string, any) { g := drawGrant(t); return "grants/" + g.ID, g })
 	return s
 }
 
@@ -162,6 +220,7 @@ func objects(s State) map[string]any {
 	add(out, "records/", s.Records)
 	add(out, "health/", s.Health)
 	add(out, "coordinates/", s.Coordinates)
+	add(out, "grants/", s.Grants)
 	return out
 }
 
@@ -192,7 +251,11 @@ func answers(s State) map[string]any {
 	}
 	for _, o := range orgNames {
 		out["hosts of "+o] = s.HostsOf(o)
-		out["counts of "+o] = [3]int{s.Count("machines", o), s.Count("clients", o), s.Count("records", o)}
+		out["counts of "+o] = [4]int{s.Count("machines", o), s.Count("clients", o), s.Count("records", o), s.Count("grants", o)}
+		for _, p := range allParties(o) {
+			out["hosts at "+p.String()] = slices.Sorted(s.hostsAt(p))
+			out["endpoints of "+p.String()] = slices.SortedFunc(s.endpointsOf(p), peers.ComparePrefix)
+		}
 	}
 	return out
 }
@@ -253,7 +316,15 @@ func recomputed(s State) map[string]any {
 			}
 		}
 		out["hosts of "+org] = hosts
-		n := [3]int{}
+		for _, p := range allParties(org) {
+			out["hosts at "+p.String()], out["endpoints of "+p.String()] = partyByHand(s, p, carry)
+		}
+		n := [4]int{}
+		for _, g := range s.Grants.All() {
+			if g.From.Org == org || g.To.Org == org {
+				n[3]++
+			}
+		}
 		for _, m := range s.Machines.All() {
 			if m.Org == org {
 				n[0]++
@@ -274,6 +345,46 @@ func recomputed(s State) map[string]any {
 	return out
 }
 
+// allParties are all sides that a grant could have in an org.
+func allParties(org string) []Party {
+	out := []Party{{Org: org}}
+	for _, app := range appNames {
+		out = append(out, Party{Org: org, App: app})
+	}
+	for _, id := range machineIDs {
+		out = append(out, Party{Org: org, Machine: id})
+	}
+	for _, name := range clientNames {
+		out = append(out, Party{Org: org, Client: name})
+	}
+	return out
+}
+
+// partyByHand is where a party's endpoints are, and which, worked out from the tables.
+func partyByHand(s State, p Party, carry func(host, org string) bool) (hosts []string, endpoints []netip.Prefix) {
+	at := map[string]bool{}
+	for _, m := range s.Machines.All() {
+		if m.Org == p.Org && p.Client == "" && (p.App == "" || p.App == m.App) && (p.Machine == "" || p.Machine == m.ID) {
+			endpoints = append(endpoints, m.Endpoint)
+			at[m.Host], at[m.Next] = true, true
+		}
+	}
+	for _, c := range s.Clients.All() {
+		if c.Org == p.Org && p.App == "" && p.Machine == "" && (p.Client == "" || p.Client == c.Name) {
+			endpoints = append(endpoints, c.Endpoint)
+			at[c.Gateway] = true
+		}
+	}
+	for _, host := range hostNames {
+		if at[host] && carry(host, p.Org) {
+			hosts = append(hosts, host)
+		}
+	}
+	slices.Sort(hosts)
+	slices.SortFunc(endpoints, peers.ComparePrefix)
+	return slices.Compact(hosts), endpoints
+}
+
 // The indexes that With keeps are what the tables say, whatever came before.
 func TestIndexesEqualRecomputation(t *testing.T) {
 	t.Parallel()
@@ -289,7 +400,7 @@ func TestIndexesEqualRecomputation(t *testing.T) {
 				empty = empty.With(Change{Key: key})
 			}
 		}
-		if n := empty.byHost.Len() + empty.carries.Len() + empty.carried.Len() + empty.byTLS.Len(); n != 0 {
+		if n := empty.byHost.Len() + empty.carries.Len() + empty.carried.Len() + empty.byTLS.Len() + empty.grantsOf.Len() + empty.byApp.Len() + empty.stands.Len() + empty.counts.Len(); n != 0 {
 			t.Fatalf("%d index entries of an empty state", n)
 		}
 	})

@@ -37,11 +37,15 @@ type View struct {
 	Clients  []ViewClient `json:"clients,omitempty"`
 	Records  []Record     `json:"records,omitempty"`
 	Health   []Health     `json:"health,omitempty"` // of the machines that have one
+	// Grants are those that name an endpoint at this node; Granted are the endpoints
+	// beyond, of orgs that it does not carry.
+	Grants  []Grant   `json:"grants,omitempty"`
+	Granted []Granted `json:"granted,omitempty"`
 }
 
 // ViewFormat counts what was added to views. New in 1 are records, health and
-// coordinates.
-const ViewFormat = 1
+// coordinates; in 2, grants.
+const ViewFormat = 2
 
 // ViewHost is a host as another node sees it.
 type ViewHost struct {
@@ -54,7 +58,7 @@ type ViewHost struct {
 	NAT          bool             `json:"nat,omitempty"`
 	Cordoned     bool             `json:"cordoned,omitempty"`
 	Present      bool             `json:"present,omitempty"` // a controller holds its stream
-	Orgs         []string         `json:"orgs,omitempty"`    // carried by both
+	Orgs         []string         `json:"orgs,omitempty"`    // carried by both; none: a grant leads there
 	// Coordinate is where the host is among round trips; nil: not known. Clients are
 	// not told.
 	Coordinate *Coordinate `json:"coordinate,omitempty"`
@@ -100,6 +104,11 @@ func (v View) Validate() error {
 			return err
 		}
 	}
+	for _, g := range v.Granted {
+		if p := g.Endpoint; p.Bits() != ipam.EndpointBits || p != p.Masked() || !v.Plan.Prefix().Contains(p.Addr()) {
+			return fmt.Errorf("granted endpoint %s is not a /%d of mesh %s", p, ipam.EndpointBits, v.Plan)
+		}
+	}
 	return nil
 }
 
@@ -114,7 +123,9 @@ type Deployment struct {
 //
 // A host sees the orgs that it carries, with their apps, machines (and their
 // health), clients and records, and the other hosts that carry one of them. A client sees its org and the
-// hosts that may be its gateway.
+// hosts that may be its gateway. Both see the grants that name an endpoint at them,
+// and of the org on the other side the endpoints that these name; a host also the
+// hosts where those are.
 func (s State) View(node Node, d Deployment) (v View, ok bool) {
 	v = View{Revision: s.Revision, Plan: s.Mesh.Plan, Format: ViewFormat, Self: node, Controllers: s.controllers(d), Roots: d.Roots}
 	for _, r := range s.Regions.All() {
@@ -142,6 +153,7 @@ func (s State) View(node Node, d Deployment) (v View, ok bool) {
 				v.Hosts = append(v.Hosts, s.viewOf(h, []string{c.Org}))
 			}
 		}
+		s.viewGrants(&v, s.seenByClient(c))
 		return v, true
 	}
 	return View{}, false
@@ -171,6 +183,13 @@ func (s State) viewHost(v *View, self Host) {
 			}
 		}
 	}
+	by := s.seenByHost(self.Name)
+	for h := range by.beyond() {
+		if _, ok := shared[h]; !ok && h != self.Name {
+			shared[h] = nil
+		}
+	}
+	s.viewGrants(v, by)
 	for _, name := range slices.Sorted(maps.Keys(shared)) {
 		if h, ok := s.Hosts.Get(name); ok {
 			v.Hosts = append(v.Hosts, s.viewOfPeer(h, shared[name]))

@@ -31,6 +31,8 @@ type Delta struct {
 	Clients  []ViewClient `json:"clients,omitempty"`
 	Records  []Record     `json:"records,omitempty"`
 	Health   []Health     `json:"health,omitempty"`
+	Grants   []Grant      `json:"grants,omitempty"`
+	Granted  []Granted    `json:"granted,omitempty"`
 	Removed  []string     `json:"removed,omitempty"`
 }
 
@@ -66,6 +68,8 @@ func DiffViews(old, new View) Delta {
 	d.Clients = diffList(&d, "clients", old.Clients, new.Clients, ViewClient.key)
 	d.Records = diffList(&d, "records", old.Records, new.Records, Record.key)
 	d.Health = diffList(&d, "health", old.Health, new.Health, Health.key)
+	d.Grants = diffList(&d, "grants", old.Grants, new.Grants, Grant.key)
+	d.Granted = diffList(&d, "granted", old.Granted, new.Granted, Granted.key)
 	switch {
 	case new.Coordinate == nil && old.Coordinate != nil:
 		d.Removed = append(d.Removed, "coordinates/"+new.Self.Name)
@@ -109,6 +113,8 @@ func (v View) Apply(d Delta) View {
 	v.Clients = applyList("clients", v.Clients, d.Clients, gone, ViewClient.key)
 	v.Records = applyList("records", v.Records, d.Records, gone, Record.key)
 	v.Health = applyList("health", v.Health, d.Health, gone, Health.key)
+	v.Grants = applyList("grants", v.Grants, d.Grants, gone, Grant.key)
+	v.Granted = applyList("granted", v.Granted, d.Granted, gone, Granted.key)
 	if gone["coordinates/"+v.Self.Name] {
 		v.Coordinate = nil
 	}
@@ -123,6 +129,8 @@ func (m Machine) key() string    { return m.Org + "/" + m.ID }
 func (c ViewClient) key() string { return c.Org + "/" + c.Name }
 func (r Record) key() string     { return r.Org + "/" + r.Name + "/" + r.Type }
 func (h Health) key() string     { return h.Org + "/" + h.Machine }
+func (g Grant) key() string      { return g.ID }
+func (g Granted) key() string    { return g.Endpoint.String() }
 
 func diffList[T any](d *Delta, kind string, old, new []T, key func(T) string) (set []T) {
 	was := make(map[string]T, len(old))

@@ -2,6 +2,7 @@ package mesh
 
 import (
 	"encoding/json"
+	"net/netip"
 	"reflect"
 	"slices"
 	"strings"
@@ -47,6 +48,8 @@ func TestViewHoldsNothingOfAnOrgNotCarried(t *testing.T) {
 				carried, _ = recomputed(s)["orgs of "+node.Name].([]string)
 			}
 			v.Host, v.Client = nil, nil // its own record
+			checkGranted(t, s, node, carried, v)
+			v.Grants, v.Granted = nil, nil
 			wire := text(t, v)
 			if strings.Contains(wire, "tls-") {
 				t.Fatalf("the view of %s holds a TLS key:\n%s", node, wire)
@@ -65,8 +68,8 @@ func TestViewHoldsNothingOfAnOrgNotCarried(t *testing.T) {
 				}
 			}
 			for _, h := range v.Hosts {
-				if node.Kind == KindHost && len(h.Orgs) == 0 {
-					t.Fatalf("%s sees host %s, with which it shares no org", node, h.Name)
+				if node.Kind == KindHost && len(h.Orgs) == 0 && !linkedByHand(s, node.Name, h.Name) {
+					t.Fatalf("%s sees host %s, with which it shares no org and no grant", node, h.Name)
 				}
 			}
 		}
@@ -201,6 +204,8 @@ func TestViewIsSorted(t *testing.T) {
 			sorted(t, "clients", v.Clients, ViewClient.key)
 			sorted(t, "records", v.Records, Record.key)
 			sorted(t, "health", v.Health, Health.key)
+			sorted(t, "grants", v.Grants, Grant.key)
+			sorted(t, "granted", v.Granted, Granted.key)
 		}
 	})
 }
@@ -325,6 +330,8 @@ func TestValidateViews(t *testing.T) {
 		"large network":  func(v *View) { v.Orgs = []Org{{Name: "x", Network: 1 << 16}} },
 		"large host":     func(v *View) { v.Hosts = []ViewHost{{Name: "x", Number: 1 << 24}} },
 		"host 0":         func(v *View) { v.Hosts = []ViewHost{{Name: "x"}} },
+		"granted /96":    func(v *View) { v.Granted = []Granted{{Endpoint: netip.MustParsePrefix("fd12:3456:789a:1::/96")}} },
+		"granted beyond": func(v *View) { v.Granted = []Granted{{Endpoint: netip.MustParsePrefix("fd99::1:0/112")}} },
 		"itself without": func(v *View) { v.Host = &Host{} },
 	} {
 		v, _ := threeHosts().View(Node{Kind: KindHost, Name: "fra1"}, deployment)

@@ -139,6 +139,20 @@ func Diff(have, want Config) []Change {
 	return slices.Concat(device, add, update, move, drop, remove)
 }
 
+// SortChanges puts changes in the order in which Diff yields them, and the prefixes
+// of each in theirs. It is for those who know the difference without computing it.
+func SortChanges(changes []Change) {
+	slices.SortFunc(changes, func(a, b Change) int {
+		return cmp.Or(cmp.Compare(a.Op, b.Op), CompareKeys(a.Peer.Key, b.Peer.Key))
+	})
+	for i := range changes {
+		changes[i].Peer.AllowedIPs = sortedPrefixes(changes[i].Peer.AllowedIPs)
+	}
+}
+
+// CompareKeys orders keys by their bytes.
+func CompareKeys(a, b wgtypes.Key) int { return bytes.Compare(a[:], b[:]) }
+
 // Retarget marks the peers of want whose wanted endpoint is not the one that was
 // wanted before: those were given a new address by somebody, not by roaming.
 func Retarget(before, want Config) Config {

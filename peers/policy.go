@@ -15,6 +15,9 @@ type Policy struct {
 	Attachments []Attachment
 	// Grants let flows begin between networks. They may overlap, in any order.
 	Grants []Grant
+	// FlowsPerEndpoint is how many granted flows one endpoint may have begun at a
+	// time; 0: 1024. Within a network there is no limit.
+	FlowsPerEndpoint uint32
 }
 
 // Network is one carried org's network as the firewall sees it.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"os/exec"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -15,6 +16,7 @@ import (
 	"github.com/weftmesh/weft/mesh"
 	"github.com/weftmesh/weft/mesh/agent"
 	"github.com/weftmesh/weft/mesh/agent/local"
+	"github.com/weftmesh/weft/peers/userspace"
 )
 
 func main() { os.Exit(cli.Run(root())) }
@@ -24,7 +26,7 @@ func root() *cobra.Command {
 		Use:   "weft-agent",
 		Short: "Makes a server a host of a weft mesh",
 	}
-	cmd.AddCommand(runCommand(), cleanCommand())
+	cmd.AddCommand(runCommand(), cleanCommand(), deviceCommand())
 	return cmd
 }
 
@@ -48,6 +50,10 @@ SIGINT. The first time a token is needed ("weft token create --kind host") and t
 address of a controller; from then on everything is in --state-dir, also the last
 orders: a host that starts without a controller takes up where it was.
 
+Tunnels outlive this process: the kernel's, or those of "weft-agent device", which it
+starts where the kernel has no WireGuard and finds again. In a systemd unit that needs
+KillMode=process.
+
 Every flag is also a variable, --listen-port being WEFT_LISTEN_PORT, and a key in the
 file that --config names, listen-port.`,
 		Example: `  weft-agent run --controller https://203.0.113.1:7443 --token-file host.token
@@ -58,6 +64,7 @@ file that --config names, listen-port.`,
 			}
 			c.Version = cli.VersionText()
 			c.Log = s.log.Logger(cmd.ErrOrStderr())
+			c.Device = func(p userspace.ProcessConfig) *exec.Cmd { return deviceProcess(p, logFlags(cmd)) }
 			return cli.Missing(agent.RunHost(cmd.Context(), c), c.TokenFile)
 		},
 	}
@@ -97,18 +104,21 @@ func cleanCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "clean", Short: "Remove what an agent that has ended left in the system", Args: cli.Args(),
 		Long: `Remove what an agent that has ended left in the system so that machines and a restart
-find it: the network namespace of the data plane, and the machines' links. What it
-has on disk stays. No agent may run with this configuration.`,
+find it: the network namespace of the data plane, the process that holds its tunnels,
+and the machines' links. What it has on disk stays. No agent may run with this configuration.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if _, err := (local.Client{Socket: c.Socket}).Status(cmd.Context()); err == nil {
 				return mesh.WithHint(fmt.Errorf("clean: an agent runs, on socket %s", c.Socket), "end it first")
 			}
+			c.Device = func(p userspace.ProcessConfig) *exec.Cmd { return deviceProcess(p, nil) }
 			return agent.Clean(cmd.Context(), c)
 		},
 	}
 	f := cmd.PersistentFlags()
 	f.StringVar(&c.Socket, "socket", local.HostSocket, "what \"weft-agent run\" was given: `SOCKET`")
 	f.StringVar(&c.Namespace, "namespace", "weft", "what \"weft-agent run\" was given: `NAMESPACE`")
+	f.StringVar(&c.Link, "link", "weft0", "what \"weft-agent run\" was given: `LINK`")
+	f.StringVar(&c.SocketDir, "uapi-dir", userspace.DefaultSocketDir, "what \"weft-agent run\" was given: `DIR`")
 	return cmd
 }
 

@@ -149,7 +149,7 @@ func configuration(c api.CreatedClient, key wgtypes.Key, phone bool) ([]byte, er
 		DNS:        []netip.Addr{c.Resolver},
 		Peers: []peers.Peer{{
 			Key: wgtypes.Key(c.Gateway.Key), Endpoint: c.Gateway.Endpoint, Keepalive: clientKeepalive,
-			AllowedIPs: []netip.Prefix{c.Network},
+			AllowedIPs: append([]netip.Prefix{c.Network}, c.Granted...),
 		}},
 	}
 	if phone {

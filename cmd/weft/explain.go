@@ -103,6 +103,9 @@ func basis(m local.Considered) string {
 // machineState is the machine's state and health, and since when.
 func machineState(m local.Considered) string {
 	out := cmp.Or(m.State, "unknown")
+	if m.Cordoned {
+		out += ",cordoned" // as `weft machine list` has it
+	}
 	if m.Health != "" {
 		out += ", " + m.Health
 		if m.HealthAge != nil {
@@ -124,7 +127,7 @@ func consideredHost(m local.Considered) string {
 	if m.AbsentAge != nil {
 		out += ", lost by the controllers " + age(m.AbsentAge) + " ago"
 	}
-	if m.Cordoned {
+	if m.HostCordoned {
 		out += ", cordoned"
 	}
 	return out

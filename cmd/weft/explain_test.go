@@ -27,7 +27,9 @@ func TestPrintExplain(t *testing.T) {
 			{Reason: "far", Machine: "w3", State: "draining", Host: "nrt-1", Region: "nrt", Distance: 240 * time.Millisecond, Basis: "coordinates",
 				CoordinateError: 0.125, HostState: "unmeasured", AskedAge: ago(40 * time.Second)},
 			{Reason: "dead", Machine: "w4", State: "started", Health: "failing", HealthAge: ago(75 * time.Second), Note: "connection refused", Host: "syd-1",
-				Region: "syd", Distance: 331 * time.Millisecond, Basis: "geography", HostState: "dead", SuspectAge: ago(90 * time.Second), AbsentAge: ago(61 * time.Second), Cordoned: true},
+				Region: "syd", Distance: 331 * time.Millisecond, Basis: "geography", HostState: "dead", SuspectAge: ago(90 * time.Second), AbsentAge: ago(61 * time.Second), HostCordoned: true},
+			{Reason: "cordoned", Machine: "w6", State: "started", Cordoned: true, Health: "passing", HealthAge: ago(time.Minute), Host: "ams-1", Region: "ams",
+				Distance: 8123 * time.Microsecond, Basis: "measured", HostState: "ok", AnsweredAge: ago(210 * time.Millisecond)},
 			{Reason: "lost", Machine: "w5", Host: "x", Region: "unknown", Basis: "unknown", HostState: "unmeasured"},
 		},
 	}
@@ -41,13 +43,14 @@ question     web.internal AAAA
 asked by     fd12::1 (machine db-1 of acme)
 answered by  host/fra-1, region fra
 view         revision 1.27, connected, known to be current 800ms ago
-answer       NOERROR, 2 of 5 machines
+answer       NOERROR, 2 of 6 machines
 
 #  MACHINE  STATE                                         HOST   REGION   DISTANCE  RESTS ON                 HOST STATE                                               LAST PROBE                    WHY
 1  w1       started                                       fra-1  fra      0.0 ms    here                     here                                                     -                             near
 2  w2       started, passing for 3h0m0s                   ams-1  ams      8.1 ms    measured                 ok                                                       answered 200ms ago            near
 -  w3       draining                                      nrt-1  nrt      240.0 ms  coordinates, error 0.12  unmeasured                                               asked 40s ago, never answered  far
 -  w4       started, failing for 1m15s (connection refused)  syd-1  syd      331.0 ms  geography                dead for 1m30s, lost by the controllers 1m1s ago, cordoned  not asked yet                 dead
+-  w6       started,cordoned, passing for 1m0s                 ams-1  ams      8.1 ms    measured                 ok                                                       answered 200ms ago            cordoned
 -  w5       unknown                                       x      unknown  -         unknown                  unmeasured                                               not asked yet                 lost
 `},
 		{"no name of the mesh", local.Explain{

@@ -53,7 +53,7 @@ machine.`,
 		}
 	}
 	add("operate", contextCommand(), orgCommand(), regionCommand(), tokenCommand(), hostCommand(),
-		appCommand(), machineCommand(), recordCommand(), clientCommand(), eventsCommand(), backupCommand())
+		appCommand(), machineCommand(), recordCommand(), grantCommand(), clientCommand(), eventsCommand(), backupCommand())
 	add("host", runCommand())
 	add("laptop", upCommand(), downCommand(), statusCommand(), pingCommand(), digCommand())
 	cmd.AddCommand(guardCommand())

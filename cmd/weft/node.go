@@ -88,7 +88,7 @@ func statusTable(s local.Status) cli.Table {
 		{"link", link},
 		{"orgs", strings.Join(s.Orgs, ",")},
 	}}
-	for _, extra := range [][]string{{"gateway", s.Gateway}, {"DNS", s.DNS}, {"version", s.Version}} {
+	for _, extra := range [][]string{{"gateway", s.Gateway}, {"DNS", s.DNS}, {"version", s.Version}, {"device", s.Device}} {
 		if extra[1] != "" {
 			t.Rows = append(t.Rows, extra)
 		}
@@ -120,15 +120,30 @@ func controllerLine(s local.Status) string {
 }
 
 func peerTable(peers []local.Peer) cli.Table {
-	t := cli.Table{Header: []string{"PEER", "REGION", "STATE", "RTT", "HANDSHAKE", "ENDPOINT", "RECEIVED", "SENT"}}
+	t := cli.Table{Header: []string{"PEER", "REGION", "STATE", "RTT", "MTU", "HANDSHAKE", "ENDPOINT", "RECEIVED", "SENT"}}
 	for _, p := range peers {
 		endpoint := ""
 		if p.Endpoint.IsValid() {
 			endpoint = p.Endpoint.String()
 		}
-		t.Rows = append(t.Rows, []string{p.Name, p.Region, p.State, cli.Milliseconds(p.RTT), cli.Time(p.LastHandshake), endpoint, size(p.Rx), size(p.Tx)})
+		t.Rows = append(t.Rows, []string{p.Name, p.Region, peerState(p), cli.Milliseconds(p.RTT), mtuText(p.MTU), cli.Time(p.LastHandshake), endpoint, size(p.Rx), size(p.Tx)})
 	}
 	return t
+}
+
+// peerState is a peer's state and, of a one-way tunnel, what is lost.
+func peerState(p local.Peer) string {
+	if p.Lost == "" {
+		return p.State
+	}
+	return fmt.Sprintf("%s, lost %s", p.State, p.Lost)
+}
+
+func mtuText(mtu int) string {
+	if mtu == 0 {
+		return ""
+	}
+	return fmt.Sprint(mtu)
 }
 
 // size is an amount of data in a unit that keeps it short.

@@ -71,6 +71,7 @@ lower limit stays; it gets nothing more.`,
 	f.Int("tokens", 0, "how `MANY` tokens for clients that can still be used; 0 is the default")
 	f.Int("metadata", 0, "how `MANY` pairs of metadata on a machine; 0 is the default")
 	f.Int("records", 0, "how `MANY` records of its own; 0 is the default")
+	f.Int("grants", 0, "how `MANY` grants that name it; 0 is the default")
 	return cmd
 }
 
@@ -84,7 +85,7 @@ func limitOrg(cmd *cobra.Command, args []string) error {
 	changed := false
 	for name, to := range map[string]**int{
 		"machines": &change.Machines, "clients": &change.Clients, "tokens": &change.Tokens, "metadata": &change.Metadata,
-		"records": &change.Records,
+		"records": &change.Records, "grants": &change.Grants,
 	} {
 		if !cmd.Flags().Changed(name) {
 			continue
@@ -114,7 +115,8 @@ func limitTable(orgs ...api.OrgInfo) cli.Table {
 			[]string{"clients", strconv.Itoa(o.Has.Clients), strconv.Itoa(o.Limits.Clients)},
 			[]string{"tokens", strconv.Itoa(o.Has.Tokens), strconv.Itoa(o.Limits.Tokens)},
 			[]string{"metadata", "", fmt.Sprintf("%d of a machine", o.Limits.Metadata)},
-			[]string{"records", strconv.Itoa(o.Has.Records), strconv.Itoa(o.Limits.Records)})
+			[]string{"records", strconv.Itoa(o.Has.Records), strconv.Itoa(o.Limits.Records)},
+			[]string{"grants", strconv.Itoa(o.Has.Grants), strconv.Itoa(o.Limits.Grants)})
 	}
 	return t
 }

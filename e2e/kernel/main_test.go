@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -92,6 +93,38 @@ func TestPackRefuses(t *testing.T) {
 	} {
 		if err := pack(dir); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("pack = %v, want %q", err, want)
+		}
+	}
+}
+
+// A test that is skipped in the machine, or none that runs, is a failure; what else a
+// program prints and how it ends is as it was.
+func TestVerdict(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		prints string
+		ends   int
+		code   int
+		adds   string
+	}{
+		{"--- PASS: TestA (0.00s)\nPASS\n", 0, 0, ""},
+		{"=== RUN   TestA\n    a_test.go:7: no root\n--- SKIP: TestA (0.00s)\nPASS\n", 0, 1, "FAIL: in the virtual machine TestA (0.00s) was skipped\n"},
+		{"--- PASS: TestA (0.00s)\n    --- SKIP: TestA/b (0.00s)\n    --- SKIP: TestA/c (0.00s)\nPASS\n", 0, 1, "FAIL: in the virtual machine TestA/b (0.00s) was skipped, TestA/c (0.00s) was skipped\n"},
+		{"testing: warning: no tests to run\nPASS\n", 0, 1, "FAIL: in the virtual machine no test ran\n"},
+		{"--- SKIP: TestA (0.00s)\n--- FAIL: TestB (0.00s)\nFAIL\n", 2, 2, ""},
+		{"it says --- SKIP: nothing\nno end of line", 0, 0, ""},
+	} {
+		for _, step := range []int{1, 7, 1000} {
+			var out strings.Builder
+			v := verdict{to: &out}
+			for part := range slices.Chunk([]byte(tt.prints), step) {
+				if n, err := v.Write(part); n != len(part) || err != nil {
+					t.Fatal(n, err)
+				}
+			}
+			if code := v.code(tt.ends); code != tt.code || out.String() != tt.prints+tt.adds {
+				t.Errorf("%q ended with %d, want %d, and printed %q", tt.prints, code, tt.code, out.String())
+			}
 		}
 	}
 }

@@ -62,12 +62,17 @@ func (h *Host) RunEnv(ctx context.Context, env []string, path string, args ...st
 // lab sees.
 func (h *Host) RunIn(ctx context.Context, pid int, path string, args ...string) (string, error) {
 	c := Command{Path: path, Args: args}
-	var r Result
-	err := insideProcess(pid, func() (err error) {
+	r, err := h.ExecIn(ctx, pid, c)
+	return h.output(c, r, err)
+}
+
+// ExecIn is Exec in the namespaces of a process, as RunIn is Run.
+func (h *Host) ExecIn(ctx context.Context, pid int, c Command) (r Result, err error) {
+	err = insideProcess(pid, func() (err error) {
 		r, err = h.exec(ctx, c, func(start func() error) error { return start() })
 		return err
 	})
-	return h.output(c, r, err)
+	return r, err
 }
 
 func (h *Host) output(c Command, r Result, err error) (string, error) {

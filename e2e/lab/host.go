@@ -27,6 +27,10 @@ type HostConfig struct {
 	Resolvers  []netip.Addr // of the host's own resolv.conf; none: it is empty
 	PrivateEtc bool         // a writable /etc of its own, in memory
 	Env        []string     // for all its processes, NAME=VALUE; see Host.Start for the others
+	// Daemons are starts of command lines, without the program's directory, that may
+	// outlive who started them, each once: Close ends them. Everything else that is left
+	// is an error.
+	Daemons []string
 }
 
 // Host is a machine of the lab: network, mount, host name and process namespaces
@@ -289,8 +293,16 @@ func (h *Host) WriteFile(path string, content []byte, mode os.FileMode) error {
 	return h.DoInside(func() error { return os.WriteFile(path, content, mode) })
 }
 
+// leftover is a process of the host that is not one of the lab's own helpers.
+type leftover struct {
+	pid  int // on the host
+	line string
+}
+
+func (l leftover) String() string { return fmt.Sprintf("%d %s", l.pid, l.line) }
+
 // leftovers lists the processes of the host that are not the lab's own helpers.
-func (h *Host) leftovers() (list []string, err error) {
+func (h *Host) leftovers() (list []leftover, err error) {
 	err = h.DoInside(func() error {
 		entries, err := os.ReadDir("/proc")
 		if err != nil {
@@ -302,7 +314,7 @@ func (h *Host) leftovers() (list []string, err error) {
 				continue
 			}
 			if line, ok := commandLine(pid); ok && line != initChild {
-				list = append(list, fmt.Sprintf("%d %s", pid, line))
+				list = append(list, leftover{pid, line})
 			}
 		}
 		return nil

@@ -3,6 +3,7 @@ package lab
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -208,6 +209,32 @@ func TestCloseReports(t *testing.T) {
 	}
 	if _, err := l.Host("late", HostConfig{}); err == nil {
 		t.Error("a host was made after Close")
+	}
+}
+
+// Processes that may outlive who started them are ended, and two of a kind are told of.
+func TestDaemons(t *testing.T) {
+	t.Parallel()
+	need(t)
+	for _, tt := range []struct {
+		starts int
+		says   string // in the error of Close; "": none
+	}{{0, ""}, {1, ""}, {2, `host a: 2 processes "sleep 55" at once`}} {
+		l, err := New(Config{Dir: t.TempDir()})
+		must(t, err)
+		a := newHost(t, l, "a", HostConfig{Daemons: []string{"sleep 55"}})
+		for i := range tt.starts {
+			sh(t, a, fmt.Sprintf("setsid /bin/sleep 555%d >/dev/null 2>&1 &", i))
+		}
+		await(t, "the daemons", func() error {
+			if pids, err := a.Daemons(); err != nil || len(pids) != tt.starts {
+				return fmt.Errorf("%v, %v", pids, err)
+			}
+			return nil
+		})
+		if err := l.Close(); tt.says == "" && err != nil || tt.says != "" && (err == nil || !strings.Contains(err.Error(), tt.says)) {
+			t.Errorf("%d daemons: Close: %v", tt.starts, err)
+		}
 	}
 }
 

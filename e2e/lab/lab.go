@@ -243,7 +243,7 @@ func (l *Lab) Tails() string {
 
 // Close ends the processes, the last started first, then the hosts, and removes the
 // scratch directory. The error names each process that had to be killed and each
-// that somebody else left running. It is idempotent.
+// that somebody else left running, and is no daemon of HostConfig. It is idempotent.
 func (l *Lab) Close() error {
 	l.mu.Lock()
 	if l.closed {
@@ -264,7 +264,7 @@ func (l *Lab) Close() error {
 		}
 	}
 	for _, h := range hosts {
-		errs = append(errs, h.checkQuiet())
+		errs = append(errs, h.endDaemons(), h.checkQuiet())
 	}
 	for _, h := range slices.Backward(hosts) {
 		h.stop()

@@ -25,7 +25,7 @@ type link struct {
 	rand *rand.Rand    // decides loss, jitter, reordering and duplication
 	free time.Duration // when a capped path has sent what it was given
 
-	frames, packets, bytes, lost, cutOff, full, resolved, failed, reordered, duplicated atomic.Uint64
+	frames, packets, bytes, lost, cutOff, full, resolved, failed, reordered, duplicated, big atomic.Uint64
 }
 
 // newLink makes a path without delay. Its losses depend on the switch's seed and
@@ -42,8 +42,8 @@ func (l *link) change(edit func(*Path)) error {
 	p := *l.path.Load()
 	edit(&p)
 	share := func(x float64) bool { return x >= 0 && x <= 1 } // not NaN
-	if p.Delay < 0 || p.Jitter < 0 || p.Rate < 0 || !share(p.Loss) || !share(p.Reorder) || !share(p.Duplicate) {
-		return fmt.Errorf("path %s to %s: %+v: delay, jitter and rate are at least 0, loss is 0 to 1, and so are reordering and duplication", l.from.name, l.to.name, p)
+	if p.Delay < 0 || p.Jitter < 0 || p.Rate < 0 || p.MTU < 0 || !share(p.Loss) || !share(p.Reorder) || !share(p.Duplicate) {
+		return fmt.Errorf("path %s to %s: %+v: delay, jitter, rate and MTU are at least 0, loss is 0 to 1, and so are reordering and duplication", l.from.name, l.to.name, p)
 	}
 	if p.Rate == 0 {
 		l.free = 0
@@ -58,6 +58,7 @@ func (l *link) counters() Counters {
 		Lost: l.lost.Load(), Cut: l.cutOff.Load(), Full: l.full.Load(),
 		Resolved: l.resolved.Load(), Failed: l.failed.Load(),
 		Reordered: l.reordered.Load(), Duplicated: l.duplicated.Load(),
+		Big: l.big.Load(),
 	}
 }
 
@@ -78,7 +79,7 @@ func (l *link) send(frame, scratch []byte) {
 		l.packets.Add(uint64(n))
 		l.bytes.Add(uint64(bytes))
 		l.deliver(frame)
-	case n > 1 && (p.Loss > 0 || p.Rate > 0 || p.Jitter > 0 || p.Reorder > 0 || p.Duplicate > 0):
+	case n > 1 && (p.Loss > 0 || p.Rate > 0 || p.Jitter > 0 || p.Reorder > 0 || p.Duplicate > 0 || p.MTU > 0):
 		s, _ := parseSegmented(frame)
 		s.segment(frame, scratch, func(packet []byte) { l.shape(p, packet, 1, len(packet)-vnetLen) })
 	default:
@@ -88,6 +89,10 @@ func (l *link) send(frame, scratch []byte) {
 
 // shape sends a frame of n packets by the rules of p.
 func (l *link) shape(p *Path, frame []byte, n, bytes int) {
+	if p.MTU > 0 && bytes-(netOff-vnetLen) > p.MTU {
+		l.big.Add(uint64(n))
+		return
+	}
 	due, counter := l.schedule(p, bytes)
 	if counter == nil && due > l.from.s.now() && l.queued.Load() > linkQueueMax {
 		counter = &l.full

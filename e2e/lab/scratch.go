@@ -146,15 +146,23 @@ func (h *Host) checkQuiet() error {
 	if _, err := h.running(); errors.Is(err, os.ErrClosed) {
 		return nil // a reboot went wrong, and has said so
 	}
-	var left []string
+	var left []leftover
 	err := Await(context.Background(), "the processes of "+h.name+" to end", time.Second, func(context.Context) (err error) {
 		if left, err = h.leftovers(); err == nil && len(left) > 0 {
-			err = errors.New(strings.Join(left, "; "))
+			err = errors.New(joined(left))
 		}
 		return err
 	})
 	if len(left) > 0 {
-		return fmt.Errorf("host %s: left running, and killed: %s", h.name, strings.Join(left, "; "))
+		return fmt.Errorf("host %s: left running, and killed: %s", h.name, joined(left))
 	}
 	return err
+}
+
+func joined(list []leftover) string {
+	var text []string
+	for _, l := range list {
+		text = append(text, l.String())
+	}
+	return strings.Join(text, "; ")
 }

@@ -38,6 +38,7 @@ type Path struct {
 	Loss   float64       // share of packets that get lost, 0 to 1
 	Rate   int64         // bits per second; 0: no cap. Its queue holds 100 ms, at least 32 kB
 	Cut    bool          // nothing passes
+	MTU    int           // larger IP packets get lost, and nobody is told; 0: all pass
 
 	Reorder   float64 // share of packets that come 10 ms later, so that others overtake them, 0 to 1
 	Duplicate float64 // share of packets that come twice, 0 to 1
@@ -48,6 +49,7 @@ type Counters struct {
 	Packets, Bytes   uint64 // delivered, or on their way; Ethernet headers included
 	Frames           uint64 // that went in: one may hold many packets of a flow
 	Lost, Cut, Full  uint64 // packets dropped by Path.Loss, by a cut, by a full queue
+	Big              uint64 // packets dropped by Path.MTU
 	Resolved, Failed uint64 // address resolution frames; frames that the receiver's kernel refused
 
 	Reordered, Duplicated uint64 // packets held back by Path.Reorder; packets, of those above, delivered a second time
@@ -278,6 +280,12 @@ func (s *Switch) SetDuplicate(a, b string, share float64) error {
 // SetRate caps each direction at bits per second, 0 for no cap.
 func (s *Switch) SetRate(a, b string, bitsPerSecond int64) error {
 	return s.change(a, b, true, func(p *Path) { p.Rate = bitsPerSecond })
+}
+
+// SetMTU loses packets larger than so many bytes, IP header included, in each
+// direction, without a word to their senders; 0 for none.
+func (s *Switch) SetMTU(a, b string, mtu int) error {
+	return s.change(a, b, true, func(p *Path) { p.MTU = mtu })
 }
 
 // Cut lets nothing pass between two hosts, in either direction, until Restore.

@@ -131,7 +131,7 @@ func (w *World) AddHost(ctx context.Context, name, region string, flags ...strin
 
 // AddHostWith is AddHost with a token in a file.
 func (w *World) AddHostWith(ctx context.Context, name, region, token string, flags ...string) (*Host, error) {
-	lh, err := w.cfg.Lab.Host(name, lab.HostConfig{})
+	lh, err := w.cfg.Lab.Host(name, lab.HostConfig{Daemons: []string{"weft-agent device "}})
 	if err != nil {
 		return nil, err
 	}
@@ -152,8 +152,11 @@ func (w *World) AddHostWith(ctx context.Context, name, region, token string, fla
 func (w *World) StateDir(host string) string { return filepath.Join(w.cfg.Lab.Dir(), "agent-"+host) }
 
 // StartAgent starts a host's agent, for the first time or again.
-func (w *World) StartAgent(h *Host) (err error) {
-	h.Agent, err = h.Start("agent", w.bin("weft-agent"), h.args, nil)
+func (w *World) StartAgent(h *Host) error { return w.StartAgentOf(h, w.bin("weft-agent")) }
+
+// StartAgentOf is StartAgent with a program of another version.
+func (w *World) StartAgentOf(h *Host, program string) (err error) {
+	h.Agent, err = h.Start("agent", program, h.args, nil)
 	return err
 }
 

@@ -83,6 +83,7 @@ func (m *machines) adopted(s *stay, record mesh.Machine, epoch uint32) {
 	defer m.mu.Unlock()
 	s.record, s.seen, s.next = record, false, ""
 	s.epoch = max(s.epoch, epoch)
+	m.newsLocked(s.key)
 	m.wake()
 }
 

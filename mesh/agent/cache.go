@@ -2,7 +2,6 @@ package agent
 
 import (
 	"bytes"
-	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -14,7 +13,6 @@ import (
 	"time"
 
 	"github.com/weftmesh/weft/mesh"
-	"github.com/weftmesh/weft/mesh/enroll"
 )
 
 // The last view on disk. With it a node that restarts works at once, also when no
@@ -26,7 +24,8 @@ import (
 // is refused as a whole: half a view would remove the other half. "resume" is the
 // view's revision if it is all that the controllers said, and no more: changes since
 // then lead on from it. While a removal is held back the view has more, and no
-// "resume".
+// "resume". What has changed since is in a log, see logFile; a program that does not
+// know of it starts from this view.
 const (
 	cacheFile    = "view.json"
 	cacheVersion = 1
@@ -43,49 +42,98 @@ type cached struct {
 	View    json.RawMessage `json:"view"`
 }
 
+// kept is what the disk has of the last view.
+type kept struct {
+	view  *mesh.View // nil: nothing
+	saved time.Time
+	whole bool // it is all that the controllers said
+	// dropped is what was left out at the end of the log, and why; "": nothing.
+	dropped string
+}
+
 // encodeView returns the file for a view. whole is whether it is all that the
 // controllers said.
 func encodeView(v *mesh.View, whole bool, now time.Time) ([]byte, error) {
+	b, _, err := encodeBase(v, whole, now)
+	return b, err
+}
+
+func encodeBase(v *mesh.View, whole bool, now time.Time) ([]byte, sum, error) {
 	body, err := json.Marshal(v)
 	if err != nil {
-		return nil, err
+		return nil, sum{}, err
 	}
-	sum := sha256.Sum256(body)
-	c := cached{Version: cacheVersion, Saved: now.UTC(), SHA256: hex.EncodeToString(sum[:]), View: body}
+	own := sha256.Sum256(body)
+	c := cached{Version: cacheVersion, Saved: now.UTC(), SHA256: hex.EncodeToString(own[:]), View: body}
 	if whole {
 		c.Resume = v.Revision
 	}
-	return json.Marshal(c)
+	b, err := json.Marshal(c)
+	return b, own, err
 }
 
 // decodeView is the inverse of encodeView. The view is one of node (the zero Node:
 // of anybody), or the error wraps errDamaged.
 func decodeView(b []byte, node mesh.Node) (v *mesh.View, saved time.Time, whole bool, err error) {
+	k, _, err := decodeBase(b, node)
+	return k.view, k.saved, k.whole, err
+}
+
+func decodeBase(b []byte, node mesh.Node) (kept, sum, error) {
 	var c cached
 	dec := json.NewDecoder(bytes.NewReader(b))
 	if err := dec.Decode(&c); err != nil {
-		return nil, time.Time{}, false, fmt.Errorf("%w: %w", errDamaged, err)
+		return kept{}, sum{}, fmt.Errorf("%w: %w", errDamaged, err)
 	}
 	if _, err := dec.Token(); err != io.EOF {
-		return nil, time.Time{}, false, fmt.Errorf("%w: something follows the end", errDamaged)
+		return kept{}, sum{}, fmt.Errorf("%w: something follows the end", errDamaged)
 	}
 	if c.Version != cacheVersion {
-		return nil, time.Time{}, false, fmt.Errorf("%w: version %d, this program writes %d", errDamaged, c.Version, cacheVersion)
+		return kept{}, sum{}, fmt.Errorf("%w: version %d, this program writes %d", errDamaged, c.Version, cacheVersion)
 	}
-	if sum := sha256.Sum256(c.View); hex.EncodeToString(sum[:]) != c.SHA256 {
-		return nil, time.Time{}, false, fmt.Errorf("%w: the checksum is another one", errDamaged)
+	own := sum(sha256.Sum256(c.View))
+	if hex.EncodeToString(own[:]) != c.SHA256 {
+		return kept{}, sum{}, fmt.Errorf("%w: the checksum is another one", errDamaged)
 	}
-	v = &mesh.View{}
+	v := &mesh.View{}
 	if err := json.Unmarshal(c.View, v); err != nil {
-		return nil, time.Time{}, false, fmt.Errorf("%w: %w", errDamaged, err)
+		return kept{}, sum{}, fmt.Errorf("%w: %w", errDamaged, err)
 	}
 	if node == (mesh.Node{}) {
 		node = v.Self
 	}
 	if err := checkView(v, node); err != nil {
-		return nil, time.Time{}, false, fmt.Errorf("%w: %w", errDamaged, err)
+		return kept{}, sum{}, fmt.Errorf("%w: %w", errDamaged, err)
 	}
-	return v, c.Saved, c.Resume == v.Revision && c.Resume != (mesh.Revision{}), nil
+	return kept{view: v, saved: c.Saved, whole: c.Resume == v.Revision && c.Resume != (mesh.Revision{})}, own, nil
+}
+
+// decodeKept returns the view of a base and its log, as it was in force once, or the
+// error wraps errDamaged.
+func decodeKept(base, log []byte, node mesh.Node) (kept, error) {
+	k, own, err := decodeBase(base, node)
+	if err != nil {
+		return kept{}, err
+	}
+	changes, dropped, err := readLog(log, own)
+	if err != nil {
+		return kept{}, err
+	}
+	k.dropped = dropped
+	if len(changes) == 0 {
+		return k, nil
+	}
+	if !k.whole { // changes lead on from what the controllers said
+		return kept{}, fmt.Errorf("%w: a log of a view that had more than the controllers said", errDamaged)
+	}
+	if k.view, err = replay(k.view, changes); err != nil {
+		return kept{}, err
+	}
+	if err := checkView(k.view, k.view.Self); err != nil {
+		return kept{}, fmt.Errorf("%w: after its log, %w", errDamaged, err)
+	}
+	k.saved = changes[len(changes)-1].Saved
+	return k, nil
 }
 
 // checkView reports a view that is not one of node.
@@ -101,66 +149,45 @@ func checkView(v *mesh.View, node mesh.Node) error {
 	return v.Validate()
 }
 
-// readCache returns the cached view. No file: nil without an error. A damaged one
-// is put aside, so that it can be looked at and is not met again.
-func readCache(dir string, node mesh.Node) (v *mesh.View, saved time.Time, whole bool, err error) {
+// readCache returns the cached view. No file: none, without an error. Damaged ones
+// are put aside, so that they can be looked at and are not met again.
+func readCache(dir string, node mesh.Node) (kept, error) {
 	path := filepath.Join(dir, cacheFile)
-	b, err := os.ReadFile(path)
+	base, err := os.ReadFile(path)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil, time.Time{}, false, nil
+		return kept{}, nil // a log without its base is nothing
 	}
 	if err != nil {
-		return nil, time.Time{}, false, fmt.Errorf("read the last view: %w", err)
+		return kept{}, fmt.Errorf("read the last view: %w", err)
 	}
-	v, saved, whole, err = decodeView(b, node)
+	log, err := os.ReadFile(filepath.Join(dir, logFile))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return kept{}, fmt.Errorf("read the last view: %w", err)
+	}
+	k, err := decodeKept(base, log, node)
 	if err != nil {
-		aside := path + ".damaged"
-		if renameErr := os.Rename(path, aside); renameErr != nil {
-			return nil, time.Time{}, false, fmt.Errorf("last view %s: %w (and %w)", path, err, renameErr)
-		}
-		return nil, time.Time{}, false, fmt.Errorf("last view %s: %w; put aside as %s", path, err, aside)
+		return kept{}, refusal(dir, err)
 	}
-	return v, saved, whole, nil
+	return k, nil
 }
 
-// keepView writes the views that it is woken for, the latest only, at once after a
-// pause and otherwise not more often than pace, until ctx ends; then once more if
-// something is new.
-func keepView(ctx context.Context, dir string, pace time.Duration, wake <-chan struct{}, latest func() (v *mesh.View, whole bool), wrote func(*mesh.View, error)) {
-	var kept *mesh.View
-	write := func() {
-		v, whole := latest()
-		if v == nil || v == kept {
-			return
+// refusal puts the files aside and says what that means.
+func refusal(dir string, why error) error {
+	path := filepath.Join(dir, cacheFile)
+	why = fmt.Errorf("last view %s: %w", path, why)
+	aside := ""
+	for _, name := range []string{cacheFile, logFile} {
+		from := filepath.Join(dir, name)
+		switch err := os.Rename(from, from+".damaged"); {
+		case errors.Is(err, os.ErrNotExist):
+		case err != nil:
+			return fmt.Errorf("%w (and %w)", why, err)
+		case aside == "":
+			aside = from + ".damaged"
+		default:
+			aside += " and " + from + ".damaged"
 		}
-		b, err := encodeView(v, whole, time.Now())
-		if err == nil {
-			err = enroll.WriteFile(filepath.Join(dir, cacheFile), b)
-		}
-		if err != nil {
-			wrote(nil, fmt.Errorf("keep the view in %s: %w", dir, err))
-			return
-		}
-		kept = v
-		wrote(v, nil)
 	}
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			write()
-			return
-		case <-wake:
-		}
-		select {
-		case <-ctx.Done():
-			write()
-			return
-		case <-timer.C:
-		}
-		began := time.Now()
-		write()
-		timer.Reset(max(pace, 20*time.Since(began))) // a large view costs little, too
-	}
+	why = fmt.Errorf("%w; put aside as %s. Until a controller answers, the tunnels, rules and links that are there stay as they are, and names are not answered", why, aside)
+	return mesh.WithHint(why, "make a controller reachable: this node then gets its view anew, and weft status tells. The files that were put aside can be removed")
 }

@@ -24,6 +24,7 @@ import (
 	"github.com/weftmesh/weft/mesh/agent/local"
 	"github.com/weftmesh/weft/mesh/agent/probe"
 	"github.com/weftmesh/weft/mesh/enroll"
+	"github.com/weftmesh/weft/peers/userspace"
 )
 
 // Join says how a node gets into the mesh, and where it keeps what it is.
@@ -63,6 +64,11 @@ type HostConfig struct {
 	RebindOK []string                    // domains whose names at other resolvers may point into the mesh
 	QueryLog bool                        // a line for each DNS query
 
+	// Device, if not nil, returns the command of a process that calls userspace.Serve
+	// with this and a version of its own, extra file 3 being Ready: a userspace device
+	// then outlives the agent. nil: it lives in the agent's process.
+	Device func(userspace.ProcessConfig) *exec.Cmd
+
 	Timing Timing
 	// Disable switches single mechanisms off, to show that tests notice. It is for
 	// fault injection only; each name is warned of in the log. See Mechanisms.
@@ -96,6 +102,7 @@ type LaptopConfig struct {
 // Timing holds the durations of the loop. Tests shorten them.
 type Timing struct {
 	Tick       time.Duration // between two passes without an event; default 10 s
+	Look       time.Duration // between two looks at what tells of no change: the device; default 2 s
 	Watchdog   time.Duration // a pass that takes longer is reported; default 5 s
 	Silence    time.Duration // without a word the view stream is given up; controllers ping every second; default 4 s
 	Stale      time.Duration // a controller that heard nothing from etcd for so long is left for another one; default 10 s
@@ -119,6 +126,7 @@ type Timing struct {
 func (t Timing) withDefaults() Timing {
 	set := func(d *time.Duration, v time.Duration) { *d = cmp.Or(*d, v) }
 	set(&t.Tick, 10*time.Second)
+	set(&t.Look, 2*time.Second)
 	set(&t.Watchdog, 5*time.Second)
 	set(&t.Silence, 4*time.Second)
 	set(&t.Stale, 10*time.Second)

@@ -130,8 +130,8 @@ func (e evidence) unlisted(name string, machines map[string]mesh.Machine) (out [
 func (e evidence) considered(c dns.Considered, m mesh.Machine, health mesh.Health, h mesh.ViewHost) local.Considered {
 	out := local.Considered{
 		Position: c.Position, Reason: c.Reason, Machine: c.Machine, App: c.App, Address: c.Addr,
-		State: m.State, Host: c.Host, Region: c.Region, Distance: c.Distance, Basis: string(c.Basis),
-		HostState: hostState(e.facts[c.Host]), Cordoned: h.Cordoned || m.Cordoned,
+		State: m.State, Cordoned: m.Cordoned, Host: c.Host, Region: c.Region, Distance: c.Distance, Basis: string(c.Basis),
+		HostState: hostState(e.facts[c.Host]), HostCordoned: h.Cordoned,
 	}
 	if out.Region == "" {
 		out.Region = h.Region
@@ -145,7 +145,7 @@ func (e evidence) considered(c dns.Considered, m mesh.Machine, health mesh.Healt
 	}
 	if c.Basis == dns.Here {
 		out.HostState = string(dns.Here)
-		out.Cordoned = m.Cordoned || e.view.Host.Cordoned
+		out.HostCordoned = e.view.Host.Cordoned
 		return out
 	}
 	s := e.sights[c.Host]

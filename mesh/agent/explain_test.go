@@ -63,8 +63,8 @@ func lines(x local.Explain) string {
 		return d.String()
 	}
 	for _, m := range x.Machines {
-		line("%d %s %s/%s/%s(%s) host=%s/%s/%s cordoned=%v %s/%s asked=%s answered=%s suspect=%s absent=%s error=%.1f: %s",
-			m.Position, m.Machine, m.State, m.Health, age(m.HealthAge), m.Note, m.Host, m.Region, m.HostState, m.Cordoned, m.Distance, m.Basis,
+		line("%d %s %s/%s/%s(%s) cordoned=%v host=%s/%s/%s cordoned=%v %s/%s asked=%s answered=%s suspect=%s absent=%s error=%.1f: %s",
+			m.Position, m.Machine, m.State, m.Health, age(m.HealthAge), m.Note, m.Cordoned, m.Host, m.Region, m.HostState, m.HostCordoned, m.Distance, m.Basis,
 			age(m.AskedAge), age(m.AnsweredAge), age(m.SuspectAge), age(m.AbsentAge), m.CoordinateError, m.Reason)
 	}
 	return b.String()
@@ -76,9 +76,9 @@ func TestExplain(t *testing.T) {
 	for _, tt := range []struct{ org, as, name, kind, want string }{
 		{"acme", "", "web.internal", "", `
 web.internal AAAA org=acme as= source=fd12:3456:789a:1:8100:1:0:1 ` + head + `
-1 web-a started/passing/1h0m0s() host=a/fra/here cordoned=false 0s/here asked=- answered=- suspect=- absent=- error=0.0: the app is set to answer all
-0 web-b started/failing/12s(connection refused) host=b/fra/ok cordoned=false 8ms/measured asked=50ms answered=200ms suspect=- absent=- error=0.0: it fails its checks
-0 web-c started/failing/-() host=c/nrt/suspect cordoned=true 90ms/coordinates asked=1s answered=- suspect=4m0s absent=5m0s error=0.4: its host is cordoned
+1 web-a started/passing/1h0m0s() cordoned=false host=a/fra/here cordoned=false 0s/here asked=- answered=- suspect=- absent=- error=0.0: the app is set to answer all
+0 web-b started/failing/12s(connection refused) cordoned=false host=b/fra/ok cordoned=false 8ms/measured asked=50ms answered=200ms suspect=- absent=- error=0.0: it fails its checks
+0 web-c started/failing/-() cordoned=false host=c/nrt/suspect cordoned=true 90ms/coordinates asked=1s answered=- suspect=4m0s absent=5m0s error=0.4: its host is cordoned
 `},
 		{"acme", "web-b", "top1.nearest.of.web.internal.", "srv", `
 top1.nearest.of.web.internal. SRV org=acme as=web-b source=fd12:3456:789a:1:8100:2:1:2 ` + head + `there are no records of this type
@@ -111,6 +111,26 @@ example.com A org=acme as= source=fd12:3456:789a:1:8100:1:0:1 node=host/a/fra rc
 		if x, err := e.explain(tt.org, tt.as, tt.name, tt.kind); err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%+v: %+v, %v", tt, x, err)
 		}
+	}
+}
+
+// A machine that is cordoned is told from one whose host is, the own host included.
+func TestExplainCordoned(t *testing.T) {
+	e := sampleEvidence(t)
+	e.view.Host.Cordoned = true
+	for i := range e.view.Machines {
+		e.view.Machines[i].Cordoned = e.view.Machines[i].ID == "web-b"
+	}
+	x, err := e.explain("acme", "", "web.internal", "AAAA")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string][2]bool{}
+	for _, m := range x.Machines {
+		got[m.Machine] = [2]bool{m.Cordoned, m.HostCordoned}
+	}
+	if diff := cmp.Diff(map[string][2]bool{"web-a": {false, true}, "web-b": {true, false}, "web-c": {false, true}}, got); diff != "" {
+		t.Errorf("machine, its host (-want +got):\n%s", diff)
 	}
 }
 

@@ -82,10 +82,11 @@ type follower struct {
 	view     atomic.Pointer[version]
 	contacts atomic.Pointer[contact]
 	changed  signal
-	hosts    signal                    // the hosts in the view, or the view as a whole
-	told     string                    // the controller for which worked was called last; of Run alone
-	keep     chan struct{}             // wakes the writer of the cache
-	kept     atomic.Pointer[mesh.View] // that is on disk
+	hosts    signal                  // the hosts in the view, or the view as a whole
+	told     string                  // the controller for which worked was called last; of Run alone
+	keep     chan struct{}           // wakes the writer of the cache
+	news     news                    // for it
+	kept     atomic.Pointer[version] // that is on disk
 	written  signal
 	// Set before load and Run, if wanted. confirm is called with the view whenever a
 	// controller stands by it, unless all that it says since the last time leaves the
@@ -125,16 +126,19 @@ func (f *follower) load() {
 	if f.dir == "" {
 		return
 	}
-	v, saved, whole, err := readCache(f.dir, f.node)
+	k, err := readCache(f.dir, f.node)
 	if f.problems.err("cache", err) && err != nil {
-		f.log.Error("the last view is not used", "err", err)
+		f.log.Error("the last view is not used", "err", err, "hint", mesh.HintOf(err))
 	}
-	if v == nil {
+	if k.view == nil {
 		return
 	}
-	f.log.Info("starting from the view on disk", "rev", v.Revision.String(), "saved", saved.Format(time.RFC3339), "peers", len(v.Hosts))
-	f.current.restore(v, whole)
-	f.contacts.Store(&contact{last: saved, fromCache: true})
+	if k.dropped != "" {
+		f.log.Warn("the end of what is on disk is left out", "what", k.dropped)
+	}
+	f.log.Info("starting from the view on disk", "rev", k.view.Revision.String(), "saved", k.saved.Format(time.RFC3339), "peers", len(k.view.Hosts))
+	f.current.restore(k.view, k.whole)
+	f.contacts.Store(&contact{last: k.saved, fromCache: true})
 	f.names(f.current.effective, nil)
 	f.view.Store(f.current.effective)
 	f.changed.fire()
@@ -151,7 +155,7 @@ func (f *follower) awaitKept(ctx context.Context, holds func(*mesh.View) bool) {
 	defer cancel()
 	for {
 		written := f.written.C()
-		if v := f.kept.Load(); v != nil && holds(v) || !wait(ctx, keepPatience, written) {
+		if v := f.kept.Load().View(); v != nil && holds(v) || !wait(ctx, keepPatience, written) {
 			return
 		}
 	}
@@ -162,11 +166,7 @@ func (f *follower) keepOnDisk(ctx context.Context) {
 	if f.dir == "" {
 		return
 	}
-	latest := func() (v *mesh.View, whole bool) {
-		v = f.View()
-		return v, v != nil && v == f.Contact().told
-	}
-	keepView(ctx, f.dir, f.timing.CacheWrite, f.keep, latest, func(v *mesh.View, err error) {
+	keepView(ctx, f.dir, f.timing.CacheWrite, f.keep, &f.news, func(v *version, err error) {
 		if err == nil {
 			f.kept.Store(v)
 			f.written.fire()
@@ -278,15 +278,18 @@ func (f *follower) publish(server string, now time.Time, age time.Duration) {
 	f.contacts.Store(&contact{connected: true, controller: server, last: now.Add(-age), saying: f.current.told})
 	v, step := f.current.effective, f.current.step
 	if v == f.view.Load() {
-		f.confirm(v.View(), now)
+		f.confirm(v.Hosts(), now)
 		return
 	}
 	f.names(v, step)
 	hosts := step == nil || changesHosts(*step)
 	if hosts {
-		f.confirm(v.View(), now)
+		f.confirm(v.Hosts(), now)
 	}
 	f.view.Store(v)
+	if f.dir != "" {
+		f.news.add(v, v == f.current.told, step)
+	}
 	f.wake()
 	f.changed.fire()
 	if hosts {

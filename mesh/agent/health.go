@@ -85,6 +85,7 @@ func (m *machines) watched(s *stay, w *check.Watch) {
 func (m *machines) beat(s *stay) {
 	m.mu.Lock()
 	m.maskOf = nil
+	m.newsLocked(s.key)
 	w, drains := s.watch, s.drains
 	m.mu.Unlock()
 	if w != nil {
@@ -111,6 +112,18 @@ func (s *stay) health() (is mesh.Health, ok bool) {
 	return is, true
 }
 
+// looksAtAny reports whether any machine here has checks.
+func (m *machines) looksAtAny() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, s := range m.stays {
+		if s.watch != nil {
+			return true
+		}
+	}
+	return false
+}
+
 // notPassed is the note of a machine of which nothing is known yet.
 const notPassed = "it has not passed yet"
 
@@ -123,21 +136,13 @@ func (m *machines) ownHealthLocked(v *mesh.View) (health []mesh.Health, records 
 		if r == nil || r.Host != m.host {
 			continue
 		}
-		is, watched := s.health()
-		if said, known := healthIn(v, key); watched && (known && said.Passing != is.Passing || !known && is.Note != notPassed) {
-			health = append(health, is)
+		said, known := healthIn(v, key)
+		is, record := s.better(r, said, known)
+		if is != nil {
+			health = append(health, *is)
 		}
-		state := r.State
-		switch {
-		case s.drains && (state == mesh.StateStarted || state == mesh.StateCreated):
-			state = mesh.StateDraining
-		case watched && is.Passing && state == mesh.StateCreated:
-			state = mesh.StateStarted
-		}
-		if state != r.State {
-			now := *r
-			now.State = state
-			records = append(records, now)
+		if record != nil {
+			records = append(records, *record)
 		}
 	}
 	return health, records

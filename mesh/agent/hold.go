@@ -86,6 +86,12 @@ func retain(old, new *mesh.View) *mesh.View {
 			v.Clients = append(slices.Clip(v.Clients), c)
 		}
 	}
+	v.Grants = append(slices.Clip(v.Grants), lost(old.Grants, new.Grants, grantKey)...)
+	for _, g := range lost(old.Granted, new.Granted, grantedKey) {
+		if !used[g.Endpoint.String()] {
+			v.Granted = append(slices.Clip(v.Granted), g)
+		}
+	}
 	sortView(&v)
 	return &v
 }
@@ -94,6 +100,8 @@ func hostKey(h mesh.ViewHost) string     { return h.Name }
 func machineKey(m mesh.Machine) string   { return m.Org + "/" + m.ID }
 func clientKey(c mesh.ViewClient) string { return c.Org + "/" + c.Name }
 func healthKey(h mesh.Health) string     { return h.Org + "/" + h.Machine }
+func grantKey(g mesh.Grant) string       { return g.ID }
+func grantedKey(g mesh.Granted) string   { return g.Endpoint.String() }
 func recordKey(r mesh.Record) string     { return r.Org + "/" + r.Name + "/" + r.Type }
 
 // ownClients are the clients that are peers of the view's node.
@@ -125,6 +133,8 @@ func sortView(v *mesh.View) {
 	sortBy(v.Clients, clientKey)
 	sortBy(v.Records, recordKey)
 	sortBy(v.Health, healthKey)
+	sortBy(v.Grants, grantKey)
+	sortBy(v.Granted, grantedKey)
 }
 
 func sortBy[T any](list []T, key func(T) string) {

@@ -35,6 +35,8 @@ type host struct {
 	passTime atomic.Int64 // of the last pass
 	presence presenceSlot
 	surveyor *surveyor
+	settler  dns.Settler // of facts alone
+	paths    paths
 }
 
 // ready is what the local API needs besides what host holds.
@@ -59,7 +61,7 @@ func RunHost(ctx context.Context, cfg HostConfig) error {
 	if err := checkSystem(cfg.Backend == BackendUserspace, cfg.keptPort(), cfg.Socket); err != nil {
 		return err
 	}
-	h := &host{cfg: cfg, log: cfg.Log, started: time.Now()}
+	h := &host{cfg: cfg, log: cfg.Log, started: time.Now(), paths: paths{configured: cfg.MTU}}
 	if h.surveyor, err = newSurveyor(); err != nil {
 		return err
 	}
@@ -114,48 +116,64 @@ func (h *host) run(ctx context.Context, state *state, group *errgroup.Group) err
 	}
 	h.presence.start(h.cfg.Timing.Lease, !h.cfg.Disable[DisablePresenceHold])
 	zone := newZones(h.cfg.Disable)
-	f.confirm, f.names, f.wake = h.presence.confirm, zone.follow, h.woken.fire
+	feed, alarms := &feed{}, &alarms{wake: h.woken.fire}
+	recheck := func() { alarms.raise("") }
+	heard := &events{wake: h.woken.fire}
+	h.paths.changed = recheck
+	f.confirm, f.wake = h.presence.confirm, h.woken.fire
+	f.names = func(v *version, step *mesh.Delta) {
+		zone.follow(v, step)
+		feed.add(v, step)
+	}
 	f.once = h.cfg.Disable[DisableReconnect]
 	f.load()
 
 	h.machines, err = openMachines(&machines{
 		host: m.node().Name, dir: h.cfg.StateDir, request: m.do, reclaim: h.cfg.Timing.Reclaim,
-		keep: h.cfg.Disable[DisableLeave], contact: f.Contact, wake: h.woken.fire, log: h.log,
+		keep: h.cfg.Disable[DisableLeave], contact: f.Contact, wake: h.woken.fire, recheck: recheck, log: h.log,
 	})
 	if err != nil {
 		return err
 	}
-	if h.plane, err = openPlane(ctx, h.cfg, func() int { return h.mtu(f.View()) }, zone, h.woken.fire); err != nil {
+	if h.plane, err = openPlane(ctx, h.cfg, func() int { return h.mtu(f.View()) }, zone, recheck); err != nil {
 		return err
 	}
 	h.ready.Store(&ready{f})
 	l := &loop{
 		system: h.plane, machines: h.machines, tunnels: tunnels{key: m.wireguard(), port: h.cfg.Port, later: func() { time.AfterFunc(retire, h.woken.fire) }, log: h.log}, link: h.cfg.Link,
-		probe: h.cfg.ProbePort, mtu: h.mtu, contact: f.Contact, differ: zone.differ, log: h.log, noWall: h.cfg.Disable[DisableFirewall],
+		probe: h.cfg.ProbePort, mtu: h.mtu, sizes: h.paths.known, contact: f.Contact, reach: f.Reach, differ: zone.differ, correct: zone.correct, feed: feed, alarms: alarms, events: heard, timing: h.cfg.Timing, log: h.log, noWall: h.cfg.Disable[DisableFirewall],
 		noClients: h.cfg.Disable[DisableClients],
 	}
 	group.Go(func() error { return f.Run(ctx) })
 	if !h.cfg.Disable[DisableRenewal] {
 		group.Go(func() error { m.renew(ctx); return nil })
 	}
+	group.Go(func() error { h.plane.watch(ctx, heard); return nil })
 	group.Go(func() error { h.machines.run(ctx, h.cfg.Timing); return nil })
 	group.Go(func() error { h.facts(ctx, f); return nil })
+	group.Go(func() error { watchUnderlay(ctx, func() { h.lookUnder(f) }); return nil })
 	group.Go(func() error { h.report(ctx, m, f); return nil })
-	passes{h.cfg.Timing, &h.problems, h.log}.run(ctx, h.woken.C, func() error {
-		v := f.View()
-		if v == nil {
-			return nil
-		}
+	passes{h.cfg.Timing, &h.problems, h.log}.runPaced(ctx, h.woken.C, func() (time.Duration, error) {
 		start := time.Now()
-		a, err := l.pass(ctx, v)
-		h.passes.Add(1)
-		h.passTime.Store(int64(time.Since(start)))
-		h.problems.set("endpoint", h.endpointProblem(v))
-		h.effect.Store(&a)
-		h.effected.fire()
-		return err
+		a, pause, err := l.next(ctx)
+		if a != nil {
+			h.passes.Add(1)
+			h.passTime.Store(int64(time.Since(start)))
+			h.problems.set("endpoint", h.endpointProblem(a.view))
+			h.effect.Store(a)
+			h.effected.fire()
+		}
+		h.fight(alarms.sentence(time.Now()))
+		return pause, err
 	})
 	return nil
+}
+
+// fight tells of somebody who keeps changing what the loop puts right.
+func (h *host) fight(sentence string) {
+	if h.problems.set("drift", sentence) && sentence != "" {
+		h.log.Warn("something else keeps changing the data plane", "what", sentence)
+	}
 }
 
 // endpointProblem tells of an endpoint that was configured after the host joined:
@@ -179,14 +197,16 @@ func endpointText(e netip.AddrPort) string {
 
 // facts tells the resolver what is known of the hosts, as soon as it is known.
 func (h *host) facts(ctx context.Context, f *follower) {
+	ways := newWays(h)
 	for {
 		probed, followed := h.plane.prober.changed.C(), f.hosts.C()
-		if v := f.View(); v != nil {
+		if v := f.Hosts(); v != nil {
 			measured := h.plane.prober.results()
-			now := facts(v.Hosts, measured, h.presence.get(), f.Contact().last, h.cfg.Timing.Dead)
+			now := facts(v.Hosts, measured, h.presence.get(), f.Reach().last, h.cfg.Timing.Dead)
 			h.surveyor.observe(v, measured, time.Now())
 			h.surveyor.estimate(now, v.Hosts)
 			h.publish(now)
+			ways.look(ctx, v, measured, time.Now())
 		}
 		timer := time.NewTimer(time.Second)
 		select {
@@ -215,7 +235,7 @@ func (h *host) publish(now dns.Facts) {
 		now[name] = f
 	}
 	before := *h.plane.facts.Load()
-	settled := before.Settle(now)
+	settled := h.settler.Settle(now, time.Now())
 	for name, f := range settled {
 		if was := before[name]; was.Suspect != f.Suspect || was.Dead != f.Dead {
 			h.log.Info("host", "host", name, "state", hostState(f), "rtt", f.RTT.Round(time.Microsecond))

@@ -113,6 +113,8 @@ func carryOn(old, new *mesh.View, orgs []string) *mesh.View {
 	only.Apps = slices.DeleteFunc(slices.Clone(old.Apps), func(a mesh.App) bool { return !missing[a.Org] })
 	only.Machines = slices.DeleteFunc(slices.Clone(old.Machines), func(m mesh.Machine) bool { return !missing[m.Org] })
 	only.Clients = slices.DeleteFunc(slices.Clone(old.Clients), func(c mesh.ViewClient) bool { return !missing[c.Org] })
+	// Grants are not carried on: what they let through ends with the org.
+	only.Grants, only.Granted = nil, nil
 	only.Hosts = nil
 	shared := map[string][]string{} // host: orgs among missing
 	for _, h := range old.Hosts {

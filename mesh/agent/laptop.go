@@ -156,7 +156,7 @@ func (l *laptop) probe(v *mesh.View) error {
 			targets = append(targets, probe.Target{Name: h.Name, Region: h.Region, Addr: v.Plan.HostAddr(0, h.Position())})
 		}
 	}
-	l.prober.allowed.Store(&map[netip.Addr]bool{})
+	l.prober.allowed.set(nil)
 	return l.prober.set(self, targets, probe.Config{
 		Port: l.cfg.ProbePort, Timing: l.cfg.Timing.Probe, Silent: l.cfg.Disable[DisableProbes], Log: l.log,
 	}, func() (*net.UDPConn, error) {

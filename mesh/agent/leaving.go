@@ -70,13 +70,18 @@ func (m *machines) saveLocked() {
 // any more.
 func (m *machines) forgetLocked(here map[string]mesh.Machine) {
 	before := len(m.leaving)
-	for at, l := range m.leaving {
-		if r, shown := here[at]; l.Gone && !(shown && l.Created.Equal(r.Created)) {
-			delete(m.leaving, at)
-		}
+	for at := range m.leaving {
+		r, shown := here[at]
+		m.forgetOneLocked(at, r, shown)
 	}
 	if len(m.leaving) != before {
 		m.saveLocked()
+	}
+}
+
+func (m *machines) forgetOneLocked(at string, r mesh.Machine, shown bool) {
+	if l, leaves := m.leaving[at]; leaves && l.Gone && !(shown && l.Created.Equal(r.Created)) {
+		delete(m.leaving, at)
 	}
 }
 
@@ -99,6 +104,7 @@ func (m *machines) leaveLocked(r mesh.Machine, off bool) {
 	}
 	l := leave{Org: r.Org, ID: r.ID, Created: r.Created, Off: off}
 	m.leaving[l.at()] = l
+	m.newsLocked(l.key())
 	m.saveLocked()
 	m.kicked()
 	m.wake()
@@ -164,5 +170,7 @@ func (m *machines) end(l leave, done bool) {
 	defer m.mu.Unlock()
 	l.busy, l.Gone = false, done
 	m.leaving[l.at()] = l
+	m.newsLocked(l.key())
+	m.wake()
 	m.saveLocked()
 }

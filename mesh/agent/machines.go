@@ -43,7 +43,8 @@ type machines struct {
 	reclaim time.Duration
 	keep    bool           // fault injection: records of machines that ended stay
 	contact func() contact // with the controllers; nil: as good as it can be
-	wake    func()
+	wake    func()         // the loop: see news
+	recheck func()         // the loop, for a whole pass; nil: wake
 	log     *slog.Logger
 
 	kick     chan struct{} // wakes the worker that removes records
@@ -57,6 +58,7 @@ type machines struct {
 	swept   map[string]bool      // by this agent: nothing stood for them
 	unknown map[string]time.Time // links that no view knows and no process has claimed: since when
 	began   *mesh.Revision       // of the view on disk that the agent started from
+	news    map[string]bool      // machines of which the loop does not know all yet
 	changed signal               // leaving or stays
 	beats   signal               // health of a machine here
 	maskOf  *mesh.View           // nil: mask anew
@@ -71,6 +73,9 @@ type stay struct {
 	ns   uint64 // inode of its namespace
 	pid  int32  // of the process that attached it
 	standing
+
+	attached attach.Machine // its link, as it was made; zero: it is being made
+	unlinked chan struct{}  // has an element when the link has gone
 
 	ready chan struct{} // closed when the process of one that is coming can serve
 	can   bool          // ready is closed
@@ -88,6 +93,7 @@ func openMachines(m *machines) (*machines, error) {
 	m.kick, m.adopting = make(chan struct{}, 1), make(chan struct{}, adoptions)
 	m.stays, m.leaving, m.removed = map[string]*stay{}, map[string]leave{}, map[string]uint64{}
 	m.missing, m.unknown, m.swept = map[string]time.Time{}, map[string]time.Time{}, map[string]bool{}
+	m.news = map[string]bool{}
 	if m.contact == nil {
 		m.contact = func() contact { return contact{} }
 	}
@@ -260,7 +266,7 @@ func (m *machines) mayBeLostLocked(link string, v *mesh.View, c contact, now tim
 	since, before := m.unknown[link]
 	if !before {
 		m.unknown[link] = now
-		time.AfterFunc(m.reclaim, m.wake)
+		time.AfterFunc(m.reclaim, m.again)
 		return true
 	}
 	return now.Sub(since) < m.reclaim
@@ -284,24 +290,37 @@ func (m *machines) sweepLocked(here map[string]mesh.Machine, there map[string]bo
 		}
 	}
 	for at, r := range here {
-		off := at != machineKey(r)
-		if m.stays[machineKey(r)] != nil || there[at] || m.leavesLocked(r) || off && m.offLocked(r) {
-			delete(m.missing, at)
-			continue
-		}
-		since, before := m.missing[at]
-		if !before {
-			m.missing[at] = now
-			time.AfterFunc(m.reclaim, m.wake)
-			continue
-		}
-		if now.Sub(since) >= m.reclaim {
-			m.log.Info("machine has ended: nothing of it is here", "machine", machineKey(r), "moving", off)
-			delete(m.missing, at)
-			m.swept[at] = true
-			m.leaveLocked(r, off)
-		}
+		m.sweepOneLocked(at, r, there[at], now)
 	}
+}
+
+func (m *machines) sweepOneLocked(at string, r mesh.Machine, there bool, now time.Time) {
+	off := at != machineKey(r)
+	if m.stays[machineKey(r)] != nil || there || m.leavesLocked(r) || off && m.offLocked(r) {
+		delete(m.missing, at)
+		return
+	}
+	since, before := m.missing[at]
+	if !before {
+		m.missing[at] = now
+		time.AfterFunc(m.reclaim, m.again)
+		return
+	}
+	if now.Sub(since) >= m.reclaim {
+		m.log.Info("machine has ended: nothing of it is here", "machine", machineKey(r), "moving", off)
+		delete(m.missing, at)
+		m.swept[at] = true
+		m.leaveLocked(r, off)
+	}
+}
+
+// again asks for a whole pass.
+func (m *machines) again() {
+	if m.recheck != nil {
+		m.recheck()
+		return
+	}
+	m.wake()
 }
 
 // mask returns v without the machines that ended here: their names go at once,

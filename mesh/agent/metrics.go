@@ -69,15 +69,15 @@ func (h *host) stats() []metrics.Stat {
 	if r == nil {
 		return out
 	}
-	c := r.follower.Contact()
+	c := r.follower.Reach()
 	gauge("connected", "1 while a view stream is open.", flag(c.connected))
 	if !c.last.IsZero() {
 		gauge("view_age_seconds", "Time since the view was last known to be current.", time.Since(c.last).Seconds())
 	}
 	if a := h.effect.Load(); a != nil {
 		gauge("view_revision", "Revision of the view in effect.", float64(a.view.Revision.Revision))
-		gauge("orgs", "Orgs carried.", float64(len(a.view.Orgs)))
-		gauge("machines", "Machines here whose link is there.", float64(len(a.links)))
+		gauge("orgs", "Orgs carried.", float64(a.orgs))
+		gauge("machines", "Machines here whose link is there.", float64(a.links.len()))
 	}
 	facts := *h.plane.facts.Load()
 	gauge("hosts", "Other hosts in the view.", float64(len(facts)))
@@ -85,6 +85,19 @@ func (h *host) stats() []metrics.Stat {
 	for name, f := range facts {
 		if f.RTT > 0 {
 			gauge("host_rtt_seconds", "Round trip through the tunnel.", f.RTT.Seconds(), metrics.Label{Key: "host", Value: name})
+		}
+	}
+	measured := h.plane.prober.results()
+	gauge("tunnels_one_way", "Tunnels that carry one direction only; weft status names them.", float64(oneWayCount(measured)))
+	for name, r := range measured {
+		if r.Way.OneWay() {
+			gauge("tunnel_one_way", "1: the tunnel loses what is sent (lost=out) or what the host sends (lost=in).", 1, metrics.Label{Key: "host", Value: name}, metrics.Label{Key: "lost", Value: lostText(r.Way)})
+		}
+	}
+	if s := h.paths.known(); s != nil {
+		gauge("mtu_bytes", "MTU of the WireGuard link.", float64(s.link))
+		for name, x := range s.hosts {
+			gauge("host_mtu_bytes", "Largest packet that arrives at a host through its tunnel, as far as is known.", float64(x.mtu), metrics.Label{Key: "host", Value: name})
 		}
 	}
 	gauge("coordinate_error", "How unsure the own network coordinate is: 1.5 knows nothing.", h.surveyor.space.Own().Error)

@@ -120,6 +120,7 @@ func (m *machines) arrived(s *stay, record mesh.Machine) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	s.record, s.coming, s.seen = record, false, false
+	m.newsLocked(s.key)
 	m.wake()
 }
 

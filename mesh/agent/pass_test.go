@@ -17,6 +17,7 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"github.com/weftmesh/weft/mesh"
+	"github.com/weftmesh/weft/mesh/agent/probe"
 	"github.com/weftmesh/weft/mesh/attach"
 	"github.com/weftmesh/weft/peers"
 	"github.com/weftmesh/weft/peers/link"
@@ -33,6 +34,12 @@ type fakeSystem struct {
 	policy peers.Policy
 	links  link.Config
 	view   *mesh.View
+
+	strange   bool
+	repaired  map[string][]string
+	resolvers map[netip.Addr]bool
+	targets   []probe.Target
+	sources   map[netip.Addr]bool
 }
 
 func (f *fakeSystem) did(what string, format string, args ...any) error {
@@ -102,10 +109,17 @@ func (f *fakeSystem) Names(v *mesh.View) error {
 		return f.fail["names"]
 	}
 	f.view = v
+	f.resolvers = map[netip.Addr]bool{v.Plan.Resolver(0): true}
+	for _, o := range v.Orgs {
+		f.resolvers[v.Plan.Resolver(o.Network)] = true
+	}
 	return f.did("names", "%d machines, %d resolvers", len(v.Machines), len(v.Orgs)+1)
 }
 
-func (f *fakeSystem) Probes(v *mesh.View) error { return f.fail["probes"] }
+func (f *fakeSystem) Probes(v *mesh.View) error {
+	f.targets, f.sources = probeTargets(v), probeSources(v)
+	return f.fail["probes"]
+}
 
 func (f *fakeSystem) Detach(link string) error { return f.did("detach", "%s", link) }
 
@@ -127,7 +141,8 @@ func newLoop(t *testing.T, s system) (*loop, *machines, *logs) {
 	}
 	return &loop{
 		system: s, machines: m, tunnels: tunnels{key: privateKey(), port: 51820, log: log}, link: "weft0", probe: 51821,
-		mtu: func(*mesh.View) int { return 1420 }, contact: func() contact { return contact{connected: true} }, log: log,
+		mtu: func(*mesh.View) int { return 1420 }, contact: func() contact { return contact{connected: true} }, reach: func() contact { return contact{connected: true} },
+		feed: &feed{}, alarms: &alarms{wake: func() {}}, events: &events{wake: func() {}}, timing: Timing{}.withDefaults(), log: log,
 	}, m, text
 }
 
@@ -194,7 +209,7 @@ func TestFirewallComesFirst(t *testing.T) {
 	if _, err := l.pass(t.Context(), &less); err == nil || !strings.Contains(s.take(), "remove "+keyOf(3).String()) {
 		t.Fatalf("the peer that was revoked stays: %v", err)
 	}
-	if len(a.links) != 0 {
+	if len(a.links.at) != 0 {
 		t.Error("a machine was told that the firewall knows it")
 	}
 }
@@ -362,4 +377,108 @@ func TestNetBird3843LastViewOnDisk(t *testing.T) {
 	if _, err := l.pass(t.Context(), f.View()); err != nil || s.take() != "" {
 		t.Fatalf("a lost stream changed something: %v %q", err, s.lines)
 	}
+}
+
+// The quick part of fakeSystem: what it is told becomes what it holds, as a kernel's.
+
+func (f *fakeSystem) Opened() (peers.Device, bool) {
+	if f.device == nil {
+		return nil, false
+	}
+	return loudDevice{f, f.device}, true
+}
+
+func (f *fakeSystem) Strange(context.Context) (bool, error) { return f.strange, f.fail["strange"] }
+
+func (f *fakeSystem) ChangeFirewall(_ context.Context, before, after peers.Policy) error {
+	if err := f.fail["change-firewall"]; err != nil {
+		return err
+	}
+	p := f.policy
+	p.Networks = without(p.Networks, before.Networks, after.Networks)
+	p.Attachments = without(p.Attachments, before.Attachments, after.Attachments)
+	slices.SortFunc(p.Networks, func(a, b peers.Network) int { return peers.ComparePrefix(a.Prefix, b.Prefix) })
+	slices.SortFunc(p.Attachments, func(a, b peers.Attachment) int { return strings.Compare(a.Link, b.Link) })
+	if len(before.Grants)+len(after.Grants) > 0 {
+		if fmt.Sprint(p.Grants) != fmt.Sprint(before.Grants) {
+			return fmt.Errorf("grants are %v, not %v", p.Grants, before.Grants)
+		}
+		p.Grants = after.Grants
+		f.did("firewall", "%d grants", len(p.Grants))
+	}
+	f.policy = p
+	for _, n := range before.Networks {
+		f.did("firewall", "-%s", n.Prefix)
+	}
+	for _, a := range before.Attachments {
+		f.did("firewall", "-%s=%s", a.Link, a.Endpoint)
+	}
+	for _, n := range after.Networks {
+		f.did("firewall", "+%s", n.Prefix)
+	}
+	for _, a := range after.Attachments {
+		f.did("firewall", "+%s=%s", a.Link, a.Endpoint)
+	}
+	return nil
+}
+
+func without[T comparable](all, minus, plus []T) []T {
+	out := slices.DeleteFunc(slices.Clone(all), func(x T) bool { return slices.Contains(minus, x) })
+	return append(out, plus...)
+}
+
+func (f *fakeSystem) ChangeLink(changes []link.Change) (done []string, err error) {
+	if err := f.fail["change-link"]; err != nil {
+		return nil, err
+	}
+	for _, c := range changes {
+		f.did("link", "%s", c)
+		done = append(done, c.String())
+		switch c.Op {
+		case link.AddRoute:
+			if slices.Contains(f.links.Routes, link.Route{Prefix: c.Prefix, MTU: c.MTU, Source: c.Source}) {
+				return done, os.ErrExist
+			}
+			f.links.Routes = append(f.links.Routes, link.Route{Prefix: c.Prefix, MTU: c.MTU, Source: c.Source})
+		case link.DropRoute:
+			f.links.Routes = slices.DeleteFunc(slices.Clone(f.links.Routes), func(r link.Route) bool { return r.Prefix == c.Prefix })
+		case link.SetAddress:
+			f.links.Addresses = append(slices.Clone(f.links.Addresses), link.Address{Prefix: c.Prefix, Deprecated: c.Deprecated})
+		case link.DropAddress:
+			f.links.Addresses = slices.DeleteFunc(slices.Clone(f.links.Addresses), func(a link.Address) bool { return a.Prefix == c.Prefix })
+		}
+	}
+	slices.SortFunc(f.links.Routes, func(a, b link.Route) int { return peers.ComparePrefix(a.Prefix, b.Prefix) })
+	slices.SortFunc(f.links.Addresses, func(a, b link.Address) int { return peers.ComparePrefix(a.Prefix, b.Prefix) })
+	return done, nil
+}
+
+func (f *fakeSystem) ChangeNames(plus, minus []peers.Network) error {
+	for _, n := range minus {
+		delete(f.resolvers, n.Resolver)
+		f.did("names", "-%s", n.Resolver)
+	}
+	for _, n := range plus {
+		f.resolvers[n.Resolver] = true
+		f.did("names", "+%s", n.Resolver)
+	}
+	return f.fail["change-names"]
+}
+
+func (f *fakeSystem) ChangeProbes(targets []probe.Target, plus, minus []netip.Addr) error {
+	if targets != nil {
+		f.targets = targets
+		f.did("probes", "%d", len(targets))
+	}
+	for _, a := range minus {
+		delete(f.sources, a)
+	}
+	for _, a := range plus {
+		f.sources[a] = true
+	}
+	return nil
+}
+
+func (f *fakeSystem) Repair(m attach.Machine) ([]string, error) {
+	return f.repaired[m.Link], f.fail["repair"]
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/weftmesh/weft/peers/firewall"
 	"github.com/weftmesh/weft/peers/link"
 	"github.com/weftmesh/weft/peers/netns"
+	"github.com/weftmesh/weft/peers/userspace"
 )
 
 // plane is a host's data plane: a network namespace with everything in it that the
@@ -37,7 +38,7 @@ type plane struct {
 	queries   *queryLog // nil: queries are not logged; of the loop alone
 	zone      *zones
 	facts     atomic.Pointer[dns.Facts]
-	wake      func() // the loop: something of ours has ended
+	wake      func() // the loop, for a whole pass: something of ours has ended
 	log       *slog.Logger
 }
 
@@ -86,9 +87,10 @@ func openPlane(ctx context.Context, cfg HostConfig, mtu func() int, zone *zones,
 	return p, link.Prepare(p.ns)
 }
 
-// Close ends what lives in this process: sockets, probes, a WireGuard link in
-// userspace. The namespace stays, with the firewall, the machines' links, the kernel's
-// WireGuard link and the unreachable route: a restart finds all of it, and until then
+// Close ends what lives in this process: sockets, probes, a WireGuard link that
+// neither the kernel nor another process holds. The namespace stays, with the firewall,
+// the machines' links, the other WireGuard links and the unreachable route: a restart
+// finds all of it, and until then
 // nothing leaks.
 func (p *plane) Close() error {
 	p.resolvers.close()
@@ -181,8 +183,7 @@ const dnsPort = 53
 // Probes implements system.
 func (p *plane) Probes(v *mesh.View) error {
 	self := v.Plan.HostAddr(0, v.Host.Position())
-	sources := probeSources(v)
-	p.prober.allowed.Store(&sources)
+	p.prober.allowed.set(probeSources(v))
 	return p.prober.set(self, probeTargets(v), probe.Config{
 		Port: p.cfg.ProbePort, Timing: p.cfg.Timing.Probe, Silent: p.cfg.Disable[DisableProbes], Log: p.log,
 	}, func() (conn *net.UDPConn, err error) {
@@ -274,10 +275,11 @@ func (d lockedDevice) Stats(ctx context.Context) ([]peers.Stats, error) {
 func (d lockedDevice) Close() error { return d.guard.close() }
 
 // Clean takes away everything that agents with this configuration left in the
-// system: the machines' links, the data plane's namespace, the local socket. State
+// system: the userspace device's process, the machines' links, the data plane's
+// namespace, the local socket. State
 // on disk stays. It is for uninstalling, with no agent running; nothing there is
 // not an error.
-func Clean(_ context.Context, c HostConfig) error {
+func Clean(ctx context.Context, c HostConfig) error {
 	c, err := c.withDefaults()
 	if err != nil {
 		return err
@@ -290,8 +292,9 @@ func Clean(_ context.Context, c HostConfig) error {
 		return err
 	}
 	defer ns.Close()
+	_, endErr := userspace.End(ctx, c.remote(ns, 0))
 	found, err := attach.List(ns)
-	errs := []error{err}
+	errs := []error{endErr, err}
 	for _, f := range found {
 		errs = append(errs, attach.Detach(ns, f.Link))
 	}

@@ -20,7 +20,7 @@ func (h *host) report(ctx context.Context, m *member, f *follower) {
 	var told said
 	pause := reportPause
 	for {
-		if f.Contact().connected {
+		if f.Reach().connected {
 			now := *h.plane.facts.Load()
 			r := h.reportOf(now)
 			r.Health = h.machines.unreported(f.Contact().told)
@@ -54,11 +54,14 @@ func (h *host) news(told said, f *follower) bool {
 	if !slices.Equal(suspects(*h.plane.facts.Load()), told.suspect) {
 		return true
 	}
-	if !f.Contact().connected {
+	if !f.Reach().connected {
 		return false
 	}
-	if h.placed(f.Contact().told, told) {
+	if h.placed(f.ToldOfHosts(), told) {
 		return true
+	}
+	if !h.machines.looksAtAny() {
+		return false // a view is not made for nothing
 	}
 	passing := make(map[string]bool, len(told.health))
 	for _, x := range told.health {

@@ -128,7 +128,7 @@ func (h *host) stay(w http.ResponseWriter, r *http.Request, request local.Attach
 	}
 	var over *local.Over
 	if err == nil {
-		over = h.watchedLife(ctx, s, w, request)
+		over = h.watchedLife(ctx, s, ns, w, request)
 	}
 	if ending(ctx) {
 		return nil // the machine lives on: its process comes back to the next agent
@@ -149,16 +149,17 @@ func (h *host) stay(w http.ResponseWriter, r *http.Request, request local.Attach
 // attachLink gives a machine its link, once the firewall knows it. One that is
 // still on another host can send, and gets nothing yet.
 func (h *host) attachLink(ctx context.Context, s *stay, ns *netns.Handle) (told local.Attached, err error) {
-	v, err := h.inEffect(ctx, s)
+	v, mtu, err := h.inEffect(ctx, s)
 	if err != nil {
 		return told, err
 	}
 	// Whoever lives is known after a restart, even without a controller.
 	h.ready.Load().follower.awaitKept(ctx, func(v *mesh.View) bool { return holds(v, s.record) })
-	m := attach.Machine{Link: s.link, Alias: "weft machine " + s.key, Endpoint: s.record.Endpoint, MTU: h.mtu(v), Unrouted: s.coming}
+	m := attach.Machine{Link: s.link, Alias: "weft machine " + s.key, Endpoint: s.record.Endpoint, MTU: mtu, Unrouted: s.coming}
 	if err := attach.Attach(h.plane.ns, ns, m); err != nil {
 		return told, err
 	}
+	h.machines.linked(s, m)
 	told = h.attached(v, s.record, m.MTU)
 	told.Held = h.machines.held(s, v)
 	if s.coming {
@@ -168,18 +169,29 @@ func (h *host) attachLink(ctx context.Context, s *stay, ns *netns.Handle) (told 
 	return told, nil
 }
 
+// relink attaches a machine anew whose link somebody has removed.
+func (h *host) relink(s *stay, ns *netns.Handle) {
+	m := h.machines.linkMade(s)
+	err := attach.Attach(h.plane.ns, ns, m)
+	if err != nil {
+		h.log.Error("machine's link is gone, and cannot be made anew", "machine", s.key, "link", s.link, "err", err)
+		return
+	}
+	h.log.Info("machine's link put right", "machine", s.key, "change", "attach "+s.link)
+}
+
 // watchedLife is lives, and looks at the machine meanwhile.
-func (h *host) watchedLife(ctx context.Context, s *stay, w http.ResponseWriter, request local.AttachRequest) *local.Over {
+func (h *host) watchedLife(ctx context.Context, s *stay, ns *netns.Handle, w http.ResponseWriter, request local.AttachRequest) *local.Over {
 	looking, stop := context.WithCancel(ctx)
 	var watching sync.WaitGroup
 	watching.Go(func() { h.watch(looking, s, request) })
 	defer watching.Wait()
 	defer stop()
-	return h.lives(ctx, s, w)
+	return h.lives(ctx, s, ns, w)
 }
 
 // lives waits for the end of a machine's stay: nil if it is its process's, else why.
-func (h *host) lives(ctx context.Context, s *stay, w http.ResponseWriter) *local.Over {
+func (h *host) lives(ctx context.Context, s *stay, ns *netns.Handle, w http.ResponseWriter) *local.Over {
 	if s.coming {
 		if over := h.comes(ctx, s); over != nil || ctx.Err() != nil {
 			return over
@@ -199,6 +211,8 @@ func (h *host) lives(ctx context.Context, s *stay, w http.ResponseWriter) *local
 			default:
 				return &local.Over{Code: local.OverRemoved, Message: fmt.Sprintf("machine %s: it was removed by an operator", s.key), Hint: "start it anew to bring it back"}
 			}
+		case <-s.unlinked:
+			h.relink(s, ns)
 		case <-s.lost:
 			if over := h.adopt(ctx, s); over != nil {
 				h.problems.set("fenced/"+s.key, over.Message)
@@ -242,21 +256,23 @@ func tell(w http.ResponseWriter, line any) error {
 }
 
 // inEffect waits until the machine is in the agent's own view, and firewall and
-// names know it.
-func (h *host) inEffect(ctx context.Context, s *stay) (*mesh.View, error) {
+// names know it. The view that it returns may be one without lists.
+func (h *host) inEffect(ctx context.Context, s *stay) (v *mesh.View, mtu int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, h.cfg.Timing.Attach)
 	defer cancel()
 	for {
 		changed := h.effected.C()
-		if a := h.effect.Load(); a != nil && a.links[s.link] && holds(a.view, s.record) {
-			return a.view, nil
+		if a := h.effect.Load(); a != nil {
+			if shown, in := a.links.get(s.link); in && sameRecord(shown, s.record) {
+				return a.view, a.mtu, nil
+			}
 		}
 		if !wait(ctx, h.cfg.Timing.Attach, changed) {
 			why := "its host's view does not show it"
 			if a := h.effect.Load(); a != nil && a.problem != nil {
 				why = a.problem.Error()
 			}
-			return nil, &api.Error{
+			return nil, 0, &api.Error{
 				Status: api.ErrUnavailable.Status, Code: api.ErrUnavailable.Code,
 				Message: fmt.Sprintf("machine %s: registered, but not in effect after %s: %s", s.key, h.cfg.Timing.Attach.Round(time.Second), why),
 				Advice:  "weft status says how old the view is",
@@ -268,5 +284,9 @@ func (h *host) inEffect(ctx context.Context, s *stay) (*mesh.View, error) {
 // holds reports whether a view shows exactly this record.
 func holds(v *mesh.View, r mesh.Machine) bool {
 	shown := find(v, r.Org, r.ID)
-	return shown != nil && shown.Endpoint == r.Endpoint && shown.Host == r.Host && (r.Next == "" || shown.Next == r.Next)
+	return shown != nil && sameRecord(*shown, r)
+}
+
+func sameRecord(shown, r mesh.Machine) bool {
+	return shown.Endpoint == r.Endpoint && shown.Host == r.Host && (r.Next == "" || shown.Next == r.Next)
 }

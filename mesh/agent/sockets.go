@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"sync"
 	"sync/atomic"
 
 	"github.com/weftmesh/weft/dns"
@@ -57,8 +58,19 @@ func (s *sockets) set(want map[netip.Addr]dns.Role, listen func(netip.Addr) (net
 	if s.open == nil {
 		s.open = map[netip.Addr]*running{}
 	}
+	var minus []netip.Addr
+	for at := range s.open {
+		if _, wanted := want[at]; !wanted {
+			minus = append(minus, at)
+		}
+	}
+	return s.change(want, minus, listen, log, wake)
+}
+
+// change makes the addresses of plus served, too, and those of minus not any more.
+func (s *sockets) change(plus map[netip.Addr]dns.Role, minus []netip.Addr, listen func(netip.Addr) (net.PacketConn, net.Listener, error), log *slog.Logger, wake func()) error {
 	var errs []error
-	for at, role := range want {
+	for at, role := range plus {
 		if r := s.open[at]; r != nil && !r.ended() {
 			continue
 		}
@@ -71,8 +83,8 @@ func (s *sockets) set(want map[netip.Addr]dns.Role, listen func(netip.Addr) (net
 		s.open[at] = goRun(func(ctx context.Context) { s.serve(ctx, at, role, udp, tcp, log, wake) })
 		log.Info("resolver answers", "addr", at.String())
 	}
-	for at, r := range s.open {
-		if _, wanted := want[at]; !wanted {
+	for _, at := range minus {
+		if r := s.open[at]; r != nil {
 			r.stop()
 			delete(s.open, at)
 			log.Info("resolver ended", "addr", at.String())
@@ -107,7 +119,7 @@ func (s *sockets) close() {
 // proberSlot is the prober that runs, if one does. Only the loop calls set and
 // close; results may be asked by anybody.
 type proberSlot struct {
-	allowed atomic.Pointer[map[netip.Addr]bool]
+	allowed allowList
 	changed signal
 
 	current atomic.Pointer[probe.Prober]
@@ -128,7 +140,7 @@ func (s *proberSlot) set(self netip.Addr, targets []probe.Target, cfg probe.Conf
 			return err
 		}
 		cfg.Conn, cfg.Changed = conn, s.changed.fire
-		cfg.Allowed = func(a netip.Addr) bool { return (*s.allowed.Load())[a] }
+		cfg.Allowed = s.allowed.has
 		p := probe.New(cfg)
 		s.current.Store(p)
 		s.self = self
@@ -140,6 +152,35 @@ func (s *proberSlot) set(self netip.Addr, targets []probe.Target, cfg probe.Conf
 	}
 	s.current.Load().Set(targets)
 	return nil
+}
+
+// allowList are those whose probes are answered. The loop changes it, the prober asks.
+type allowList struct {
+	mu sync.RWMutex
+	at map[netip.Addr]bool // guarded by mu
+}
+
+func (l *allowList) has(a netip.Addr) bool {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	return l.at[a]
+}
+
+func (l *allowList) set(all map[netip.Addr]bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.at = all
+}
+
+func (l *allowList) change(plus, minus []netip.Addr) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, a := range plus {
+		l.at[a] = true
+	}
+	for _, a := range minus {
+		delete(l.at, a)
+	}
 }
 
 func (s *proberSlot) results() probe.Results {
@@ -154,6 +195,19 @@ func (s *proberSlot) sights() map[string]probe.Sight {
 		return p.Sights()
 	}
 	return nil
+}
+
+// tops and decrypts see probe.Prober.
+func (s *proberSlot) tops(tops map[string]int) {
+	if p := s.current.Load(); p != nil {
+		p.Tops(tops)
+	}
+}
+
+func (s *proberSlot) decrypts(names map[string]bool) {
+	if p := s.current.Load(); p != nil {
+		p.Decrypts(names)
+	}
 }
 
 func (s *proberSlot) close() {

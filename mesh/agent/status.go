@@ -88,8 +88,9 @@ func (h *host) status(ctx context.Context) (local.Status, error) {
 	}
 	s := statusOf(v, r.follower.Contact(), stats, *h.plane.facts.Load(), time.Now())
 	s.Version, s.Backend, s.Link, s.Namespace, s.Problems = base.Version, base.Backend, base.Link, base.Namespace, base.Problems
-	s.Controllers = base.Controllers
+	s.Controllers, s.Device = base.Controllers, h.plane.device.processText()
 	s.MTU = h.mtu(v)
+	annotate(s.Peers, v, h.plane.prober.results(), h.paths.known())
 	if a := h.effect.Load(); a != nil {
 		s.Revision = a.view.Revision.String()
 	}

@@ -85,7 +85,7 @@ func (m *machines) enter(ctx context.Context, r local.AttachRequest, ns uint64, 
 	}
 	s := &stay{
 		key: r.Org + "/" + r.ID, link: attach.LinkName(r.Org, r.ID), ns: ns,
-		ready: make(chan struct{}), lost: make(chan struct{}, 1), over: make(chan struct{}),
+		ready: make(chan struct{}), lost: make(chan struct{}, 1), unlinked: make(chan struct{}, 1), over: make(chan struct{}),
 	}
 	if err := m.reserve(ctx, s); err != nil {
 		return nil, err
@@ -116,6 +116,7 @@ func (m *machines) enter(ctx context.Context, r local.AttachRequest, ns uint64, 
 	delete(m.removed, s.key)
 	delete(m.swept, s.key)
 	m.saveLocked()
+	m.newsLocked(s.key)
 	m.wake()
 	return s, nil
 }
@@ -312,6 +313,7 @@ func (m *machines) leaves(s *stay) {
 		m.leaveLocked(s.record, s.coming)
 	}
 	m.changed.fire()
+	m.newsLocked(s.key)
 	m.wake()
 }
 
@@ -323,6 +325,7 @@ func (m *machines) drop(s *stay) {
 		delete(m.stays, s.key)
 	}
 	m.changed.fire()
+	m.newsLocked(s.key)
 	m.wake()
 }
 

@@ -19,12 +19,12 @@ import (
 const (
 	maxMTU = 1420 // what fits everywhere, as WireGuard's own tools say
 	minMTU = 1280 // IPv6's least
-	// mtuRoutes bounds how many peers' routes are looked at in a pass.
+	// mtuRoutes bounds how many hosts' routes a laptop looks at in a pass.
 	mtuRoutes = 16
 )
 
-// linkMTU is the MTU of the WireGuard link: that of the underlay's way to the
-// view's hosts, less what WireGuard adds.
+// linkMTU is the MTU of a laptop's WireGuard link: the least on the underlay's ways to
+// the view's hosts and of the default routes, less what WireGuard adds.
 func linkMTU(configured int, v *mesh.View) int {
 	if configured != 0 {
 		return configured
@@ -37,27 +37,60 @@ func linkMTU(configured int, v *mesh.View) int {
 			}
 		}
 	}
-	under, err := underlayMTU(endpoints[:min(len(endpoints), mtuRoutes)])
-	if err != nil || under == 0 {
+	ways, others, err := underlayWays(endpoints[:min(len(endpoints), mtuRoutes)], true)
+	if err != nil {
 		return maxMTU
 	}
-	return max(min(under-underlayRoom, maxMTU), minMTU)
+	least := others
+	for _, mtu := range ways {
+		if mtu != 0 && (least == 0 || mtu < least) {
+			least = mtu
+		}
+	}
+	return through(least)
 }
 
-// underlayMTU is the least MTU on the ways to these addresses and of the default
-// routes; 0: not known.
-func underlayMTU(to []netip.Addr) (int, error) {
+// through is what fits into a tunnel over a way of this MTU; 0: not known.
+func through(underlay int) int {
+	if underlay == 0 {
+		return maxMTU
+	}
+	return max(min(underlay-underlayRoom, maxMTU), minMTU)
+}
+
+// underlayWays are the MTUs of the underlay's routes to these addresses, in their
+// order, and the least one of the default routes; 0: there is none. The default routes
+// are looked for only if defaults says so or no other is known: a router has a million
+// routes.
+func underlayWays(to []netip.Addr, defaults bool) (ways []int, others int, err error) {
 	var here *netns.Handle
 	nl, err := here.Netlink()
 	if err != nil {
-		return 0, err
+		return nil, 0, err
 	}
 	defer nl.Close()
-	var routes []netlink.Route
-	for _, a := range to {
-		if r, err := nl.RouteGet(a.AsSlice()); err == nil {
-			routes = append(routes, r...)
+	links, known := map[int]int{}, false
+	mtu := func(r netlink.Route) int {
+		if r.MTU != 0 {
+			return r.MTU
 		}
+		if _, known := links[r.LinkIndex]; !known {
+			if l, err := nl.LinkByIndex(r.LinkIndex); err == nil {
+				links[r.LinkIndex] = l.Attrs().MTU
+			}
+		}
+		return links[r.LinkIndex]
+	}
+	for _, a := range to {
+		way := 0
+		if routes, err := nl.RouteGet(a.AsSlice()); err == nil && len(routes) > 0 {
+			way = mtu(routes[0])
+		}
+		ways = append(ways, way)
+		known = known || way != 0
+	}
+	if known && !defaults {
+		return ways, 0, nil
 	}
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
 		all, err := nl.RouteList(nil, family)
@@ -65,34 +98,21 @@ func underlayMTU(to []netip.Addr) (int, error) {
 			continue
 		}
 		for _, r := range all {
-			if r.Dst == nil || isDefault(r) {
-				routes = append(routes, r)
-			}
-		}
-	}
-	least := 0
-	for _, r := range routes {
-		mtu := r.MTU
-		if mtu == 0 {
-			l, err := nl.LinkByIndex(r.LinkIndex)
-			if err != nil {
+			if r.Dst != nil && !isDefault(r) {
 				continue
 			}
-			mtu = l.Attrs().MTU
-		}
-		if least == 0 || mtu < least {
-			least = mtu
+			if m := mtu(r); m != 0 && (others == 0 || m < others) {
+				others = m
+			}
 		}
 	}
-	return least, nil
+	return ways, others, nil
 }
 
 func isDefault(r netlink.Route) bool {
 	ones, _ := r.Dst.Mask.Size()
 	return ones == 0 && r.Dst.IP.IsUnspecified()
 }
-
-func (h *host) mtu(v *mesh.View) int { return linkMTU(h.cfg.MTU, v) }
 
 // presenceSlot publishes the presence of hosts. The follower writes, anybody
 // reads.

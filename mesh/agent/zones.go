@@ -66,6 +66,19 @@ func (z *zones) differ(seen, effect *mesh.View) {
 	}
 }
 
+// correct takes what this host knows better than its view, see overlay.
+func (z *zones) correct(d *mesh.Delta) {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	z.over = nil
+	if d != nil {
+		none := notes{map[string]mesh.Machine{}, map[string]mesh.Health{}, map[ownName]map[string]mesh.Record{}}
+		over := zoneDelta(*d, z.plan, z.self, none, z.off)
+		z.over = &over
+	}
+	z.publish()
+}
+
 func (z *zones) publish() {
 	zone := z.base
 	if zone == nil {

@@ -199,6 +199,25 @@ type SetRecord struct {
 	Values []string `json:"values"`
 }
 
+// CreateGrant is POST /v1/grants: endpoints of the one org may begin flows to
+// endpoints of the other. What a side names need not be there yet.
+type CreateGrant struct {
+	From      mesh.Party `json:"from"`
+	To        mesh.Party `json:"to"`
+	Protocol  string     `json:"protocol" enum:"tcp,udp,icmp,all"`
+	FirstPort uint16     `json:"first_port,omitempty" doc:"of tcp and udp; default: all ports"`
+	LastPort  uint16     `json:"last_port,omitempty" doc:"default: first_port"`
+}
+
+// GrantInfo is a grant as its people see it.
+type GrantInfo struct {
+	mesh.Grant
+	// Sources and Targets are how many endpoints there are on either side; nil: whoever
+	// asks is not of that org.
+	Sources *int `json:"sources,omitempty"`
+	Targets *int `json:"targets,omitempty"`
+}
+
 // CreateMachine is POST /v1/orgs/{org}/machines: a host registers a machine that
 // is on it. The app is created with its first machine.
 type CreateMachine struct {
@@ -245,6 +264,7 @@ type UpdateLimits struct {
 	Tokens   *int `json:"tokens,omitempty"`
 	Metadata *int `json:"metadata,omitempty" doc:"pairs of a machine"`
 	Records  *int `json:"records,omitempty" doc:"own records"`
+	Grants   *int `json:"grants,omitempty" doc:"grants that name the org"`
 }
 
 // Of returns limits with what u gives.
@@ -252,7 +272,7 @@ func (u UpdateLimits) Of(l mesh.Limits) mesh.Limits {
 	for _, x := range []struct {
 		to   *int
 		from *int
-	}{{&l.Machines, u.Machines}, {&l.Clients, u.Clients}, {&l.Tokens, u.Tokens}, {&l.Metadata, u.Metadata}, {&l.Records, u.Records}} {
+	}{{&l.Machines, u.Machines}, {&l.Clients, u.Clients}, {&l.Tokens, u.Tokens}, {&l.Metadata, u.Metadata}, {&l.Records, u.Records}, {&l.Grants, u.Grants}} {
 		if x.from != nil {
 			*x.to = *x.from
 		}
@@ -271,9 +291,12 @@ type CreateClient struct {
 
 // CreatedClient answers CreateClient with all that a WireGuard configuration needs.
 type CreatedClient struct {
-	Client   mesh.Client    `json:"client"`
-	Address  netip.Addr     `json:"address"`
-	Network  netip.Prefix   `json:"network"`  // AllowedIPs
+	Client  mesh.Client  `json:"client"`
+	Address netip.Addr   `json:"address"`
+	Network netip.Prefix `json:"network"` // AllowedIPs
+	// Granted are the networks of other orgs that a grant joins the client with:
+	// AllowedIPs, too.
+	Granted  []netip.Prefix `json:"granted,omitempty"`
 	Resolver netip.Addr     `json:"resolver"` // DNS
 	Gateway  GatewayAddress `json:"gateway"`
 }
@@ -326,6 +349,7 @@ type OrgCount struct {
 	Machines int `json:"machines"`
 	Clients  int `json:"clients"`
 	Records  int `json:"records"`
+	Grants   int `json:"grants" doc:"those that name it on either side"`
 	Tokens   int `json:"tokens" doc:"those that are used up or expired included, until they are forgotten"`
 }
 

@@ -62,6 +62,7 @@ func (s *server) clientCreate(ctx context.Context, c caller, in *struct {
 	return &answer[api.CreatedClient]{api.CreatedClient{
 		Client: created, Address: created.Address(),
 		Network: st.Mesh.Plan.Network(org.Network), Resolver: st.Mesh.Plan.Resolver(org.Network),
+		Granted: st.GrantedNetworks(created.Org, created.Name),
 		Gateway: api.GatewayAddress{Name: gateway.Name, Key: gateway.Key, Endpoint: gateway.Endpoints[0]},
 	}}, nil
 }

@@ -198,12 +198,17 @@ func (h *hub) shareLocked(c mesh.Common, position uint64) {
 	}
 	for s := range set {
 		switch {
-		case slices.Contains(c.Except, s.node.Name):
+		case excepted(c, s.node.Name):
 			s.fallBehind(position)
 		case e != nil && s.push(e, position):
 			h.counters.overflows.Add(1)
 		}
 	}
+}
+
+func excepted(c mesh.Common, host string) bool {
+	_, found := slices.BinarySearch(c.Except, host)
+	return found
 }
 
 // encode makes the event of a delta.

@@ -201,7 +201,7 @@ func drawModelChange(t *rapid.T) mesh.Change {
 	i := rapid.IntRange(1, 3).Draw(t, "number")
 	endpoint := modelPlan.Endpoint(network, ipam.Host{Region: 1, Number: number}, uint16(i))
 	c := mesh.Change{}
-	switch rapid.IntRange(0, 12).Draw(t, "kind") {
+	switch rapid.IntRange(0, 14).Draw(t, "kind") {
 	case 0:
 		c = mesh.Change{Key: "orgs/" + org, Object: mesh.Org{Name: org, Network: network, Tombstone: rapid.IntRange(0, 4).Draw(t, "tombstone") == 0}}
 	case 1:
@@ -220,10 +220,16 @@ func drawModelChange(t *rapid.T) mesh.Change {
 		if i == 3 && rapid.IntRange(0, 3).Draw(t, "thief") == 0 {
 			key = "key of h" // no store would take it; a stream ends all the same
 		}
+		endpoint = modelPlan.Endpoint(network, ipam.Host{Region: 1, Number: number}, uint16(i+100)) // no machine's
 		c = mesh.Change{Key: "clients/" + org + "/" + name, Object: mesh.Client{Org: org, Name: name, Home: host, Endpoint: endpoint, TLSKey: key,
 			Gateway: rapid.SampledFrom(modelHosts).Draw(t, "gateway")}}
 	case 7:
 		c = mesh.Change{Key: "apps/" + org + "/web", Object: mesh.App{Org: org, Name: "web", TTL: i}}
+	case 8, 9:
+		sides := []mesh.Party{{Org: org}, {Org: org, App: "web"}, {Org: org, Machine: "m1"}, {Org: org, Client: "c1"}}
+		other := rapid.SampledFrom(modelOrgs).Filter(func(o string) bool { return o != org }).Draw(t, "other org")
+		id := fmt.Sprint("g", i)
+		c = mesh.Change{Key: "grants/" + id, Object: mesh.Grant{ID: id, From: rapid.SampledFrom(sides).Draw(t, "from"), To: mesh.Party{Org: other, App: "web"}, Protocol: mesh.ProtocolTCP}}
 	default:
 		m := mesh.Machine{Org: org, ID: fmt.Sprint("m", i), App: "web", Host: host, Endpoint: endpoint}
 		m.State = rapid.SampledFrom([]string{mesh.StateStarted, mesh.StateStopped}).Draw(t, "state")

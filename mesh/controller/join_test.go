@@ -91,6 +91,7 @@ func TestEnrollRefuses(t *testing.T) {
 		{"endpoint without a port", hostToken, func(_ *node, r *api.EnrollRequest) { r.Endpoint = "192.0.2.1" }, api.ErrInvalid, `endpoint "192.0.2.1"`, "--endpoint"},
 		{"endpoint that is a name", hostToken, func(_ *node, r *api.EnrollRequest) { r.Endpoint = "fra1.example:51820" }, api.ErrInvalid, "want IP:PORT", "--endpoint"},
 		{"unspecified endpoint", hostToken, func(_ *node, r *api.EnrollRequest) { r.Endpoint = "[::]:51820" }, api.ErrInvalid, "cannot reach", "--endpoint"},
+		{"endpoint within the mesh", hostToken, func(_ *node, r *api.EnrollRequest) { r.Endpoint = "[fd12:3456:789a:0:100:1:0:1]:51820" }, api.ErrInvalid, "in the mesh fd12:3456:789a::/48 itself", "--endpoint"},
 		{"link-local endpoint", hostToken, func(_ *node, r *api.EnrollRequest) { r.Endpoint = "[fe80::1%eth0]:51820" }, api.ErrInvalid, "cannot reach", "--endpoint"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

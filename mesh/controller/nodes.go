@@ -40,7 +40,7 @@ func (s *server) enroll(ctx context.Context, c caller, in *struct{ Body api.Enro
 	switch token.Kind {
 	case mesh.KindHost:
 		spec := store.HostSpec{Name: req.Name, Region: req.Region, Key: key, TLSKey: enroll.KeyHash(pub), NAT: req.NAT}
-		if spec.Endpoints, err = endpointsOf(req, c.addr); err != nil {
+		if spec.Endpoints, err = endpointsOf(req, c.addr, s.store.State().Mesh.Plan.Prefix()); err != nil {
 			return nil, err
 		}
 		var h mesh.Host
@@ -65,9 +65,10 @@ func (s *server) enroll(ctx context.Context, c caller, in *struct{ Body api.Enro
 	}}, nil
 }
 
-// endpointsOf says where a host's WireGuard can be reached: where it says, or the
+// endpointsOf says where a host's WireGuard can be reached: never within the mesh, for
+// a tunnel that leads into itself goes round. It is where the host says, or the
 // address that the request came from.
-func endpointsOf(req api.EnrollRequest, seen netip.Addr) ([]netip.AddrPort, error) {
+func endpointsOf(req api.EnrollRequest, seen netip.Addr, inside netip.Prefix) ([]netip.AddrPort, error) {
 	const hint = "say where others reach this host: --endpoint IP:PORT (or --nat if nobody can)"
 	switch {
 	case req.NAT:
@@ -81,7 +82,12 @@ func endpointsOf(req api.EnrollRequest, seen netip.Addr) ([]netip.AddrPort, erro
 		if a := e.Addr(); a.IsUnspecified() || a.IsMulticast() || a.IsLinkLocalUnicast() || a.Zone() != "" {
 			return nil, refuse(api.ErrInvalid, hint, "endpoint %s: other hosts cannot reach such an address", e)
 		}
+		if inside.Contains(e.Addr()) {
+			return nil, refuse(api.ErrInvalid, hint, "endpoint %s: it lies in the mesh %s itself; the tunnels need a way below it", e, inside)
+		}
 		return []netip.AddrPort{e}, nil
+	case inside.Contains(seen):
+		return nil, refuse(api.ErrInvalid, hint, "host %s: the controller saw it at %s, in the mesh %s itself; the tunnels need a way below it", req.Name, seen, inside)
 	case !seen.IsValid() || !seen.IsGlobalUnicast():
 		return nil, refuse(api.ErrInvalid, hint, "host %s: the controller saw it at %s, where other hosts cannot reach it", req.Name, seen)
 	}

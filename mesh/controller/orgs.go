@@ -68,6 +68,9 @@ func (s *server) orgRoutes(r *router) {
 func orgInfo(st mesh.State, o mesh.Org) api.OrgInfo {
 	return api.OrgInfo{
 		Org: o, Prefix: st.Mesh.Plan.Network(o.Network), Limits: o.Limits.Or(mesh.DefaultLimits),
-		Has: api.OrgCount{Machines: st.Count("machines", o.Name), Clients: st.Count("clients", o.Name), Tokens: st.Count("tokens", o.Name), Records: st.Count("records", o.Name)},
+		Has: api.OrgCount{
+			Machines: st.Count("machines", o.Name), Clients: st.Count("clients", o.Name), Tokens: st.Count("tokens", o.Name),
+			Records: st.Count("records", o.Name), Grants: st.Count("grants", o.Name),
+		},
 	}
 }

@@ -29,6 +29,7 @@ func (s *server) routes(r *router) {
 	s.machineRoutes(r)
 	s.clientRoutes(r)
 	s.recordRoutes(r)
+	s.grantRoutes(r)
 	route(r, "event-list", s.eventList)
 	r.describeView()
 	r.describeBackup()

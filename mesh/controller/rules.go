@@ -108,6 +108,11 @@ func rules() []rule {
 		{id: "record-remove", method: "DELETE", path: "/v1/orgs/{org}/records/{record}/{type}", allow: admins, scope: inPath, does: "remove records"},
 		{id: "record-clear", method: "DELETE", path: "/v1/orgs/{org}/records/{record}", allow: admins, scope: inPath, does: "remove a name's records"},
 
+		{id: "grant-list", method: "GET", path: "/v1/grants", allow: people, does: "list grants"},
+		{id: "grant-create", method: "POST", path: "/v1/grants", allow: operator, does: "create grants"},
+		{id: "grant-show", method: "GET", path: "/v1/grants/{id}", allow: people, does: "see a grant"},
+		{id: "grant-remove", method: "DELETE", path: "/v1/grants/{id}", allow: operator, does: "remove grants"},
+
 		{id: "machine-list", method: "GET", path: "/v1/orgs/{org}/machines", allow: people, scope: inPath, does: "list machines"},
 		{id: "machine-create", method: "POST", path: "/v1/orgs/{org}/machines", allow: host, scope: inPath, does: "register a machine"},
 		{id: "machine-show", method: "GET", path: "/v1/orgs/{org}/machines/{machine}", allow: people, scope: inPath, does: "see a machine"},

@@ -157,6 +157,12 @@ func table() []cell {
 		{rule: "record-remove", make: func(x *fixture) (string, any) { return x.record("/txt"), nil }, status: ownAdmin204},
 		{rule: "record-clear", make: func(x *fixture) (string, any) { return x.record(""), nil }, status: ownAdmin204},
 
+		{rule: "grant-list", make: fixed("/v1/grants"), status: anyPerson200},
+		{rule: "grant-create", make: func(x *fixture) (string, any) { return "/v1/grants", x.newGrant("globex") }, status: operatorOnly201},
+		{rule: "grant-show", note: "between the orgs of all", make: func(x *fixture) (string, any) { return x.grant("globex"), nil }, status: anyPerson200},
+		{rule: "grant-show", note: "to a third org", make: func(x *fixture) (string, any) { return x.grant(x.third()), nil }, status: ownPeople200},
+		{rule: "grant-remove", make: func(x *fixture) (string, any) { return x.grant("globex"), nil }, status: operatorOnly204},
+
 		{rule: "machine-list", make: fixed("/v1/orgs/acme/machines"), status: ownPeople200},
 		{rule: "machine-create", make: func(*fixture) (string, any) { return "/v1/orgs/acme/machines", api.CreateMachine{App: "web"} }, status: newMachine},
 		{rule: "machine-create", note: "of an org that is not there", make: func(*fixture) (string, any) {
@@ -312,6 +318,23 @@ func (x *fixture) app() (string, any) {
 	do[mesh.App](x.t, x.admin, "POST", "/v1/orgs/acme/apps", api.CreateApp{Name: name})
 	return "/v1/orgs/acme/apps/" + name, nil
 }
+
+// newGrant is from acme.
+func (x *fixture) newGrant(to string) api.CreateGrant {
+	return api.CreateGrant{From: mesh.Party{Org: "acme", App: x.name("a")}, To: mesh.Party{Org: to}, Protocol: mesh.ProtocolTCP, FirstPort: 80}
+}
+
+func (x *fixture) grant(to string) string {
+	return "/v1/grants/" + do[api.GrantInfo](x.t, x.admin, "POST", "/v1/grants", x.newGrant(to)).ID
+}
+
+// third is an org of which nobody is.
+func (x *fixture) third() string {
+	name := x.name("o")
+	x.world.org(name)
+	return name
+}
+
 func (x *fixture) record(kind string) string {
 	name := x.name("r")
 	do[mesh.Record](x.t, x.admin, "POST", "/v1/orgs/acme/records", api.CreateRecord{Name: name, Type: "TXT", Values: []string{"x"}})

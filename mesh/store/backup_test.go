@@ -91,6 +91,7 @@ func inhabited(t testing.TB, c Config) *Store {
 		t.Fatal(err)
 	}
 	must(s.CreateRecord(ctx, "test", mesh.Record{Org: "acme", Name: "motd", Type: mesh.RecordTXT, Values: []string{"hello"}}))(t)
+	must(s.CreateGrant(ctx, "test", mesh.Grant{From: mesh.Party{Org: "acme", App: "db"}, To: mesh.Party{Org: "beta"}, Protocol: mesh.ProtocolICMP}))(t)
 	withCheck := MachineSpec{Org: "acme", App: "db", ID: "db2", Host: "h", Checks: []mesh.Check{{Kind: mesh.CheckTCP, Port: 1}}}
 	must(s.CreateMachine(ctx, "test", withCheck))(t)
 	done(s.SetHealth(ctx, "test", "h", []mesh.Health{{Org: "acme", Machine: "db2", Passing: true}}))(t)

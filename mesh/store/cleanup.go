@@ -280,6 +280,12 @@ func (w *sweep) org(ctx context.Context, org mesh.Org) error {
 			})
 		},
 		func() error {
+			// Of a later org of the same name nothing may be granted yet.
+			return edit(ctx, w, keyGrants, func(g mesh.Grant) (mesh.Grant, bool, bool) {
+				return g, false, g.From.Org == org.Name || g.To.Org == org.Name
+			})
+		},
+		func() error {
 			return w.each(ctx, clientKey(org.Name, ""), func(key string, kv *mvccpb.KeyValue) ([]clientv3.Op, error) {
 				object, err := decode(key, kv.Value, w.s.plan())
 				c, is := object.(mesh.Client)

@@ -64,7 +64,7 @@ func decode(key string, value []byte, plan ipam.Plan) (object any, err error) {
 			return nil, fmt.Errorf("key %q: not a key of this kind", key)
 		}
 		return decodeAs(value, func(m *mesh.Mesh) error { return checkMesh(*m) })
-	case "orgs", "regions", "hosts", "tokens", "operators", "presence", "controllers", "coordinates":
+	case "orgs", "regions", "hosts", "tokens", "operators", "presence", "controllers", "coordinates", "grants":
 		if two || mesh.CheckName(kind, first) != nil {
 			return nil, fmt.Errorf("key %q: not a key of this kind", key)
 		}
@@ -124,6 +124,8 @@ func decode(key string, value []byte, plan ipam.Plan) (object any, err error) {
 		return decodeAs(value, func(h *mesh.Health) error { h.Org, h.Machine = first, second; return nil })
 	case "coordinates":
 		return decodeAs(value, func(c *mesh.Coordinate) error { return c.Validate() })
+	case "grants":
+		return decodeAs(value, func(g *mesh.Grant) error { g.ID = first; return checkGrant(g) })
 	case "presence":
 		return decodeAs(value, func(p *mesh.Presence) error { p.Host = first; return nil })
 	}
@@ -173,6 +175,13 @@ func checkKey(k mesh.Key) error {
 func checkRecord(r *mesh.Record) error {
 	canonical, err := r.Canonical()
 	*r = canonical
+	return err
+}
+
+// checkGrant puts a grant into the form that CreateGrant gives it.
+func checkGrant(g *mesh.Grant) error {
+	canonical, err := g.Canonical()
+	*g = canonical
 	return err
 }
 

@@ -16,7 +16,7 @@ import (
 )
 
 // FuzzDecodeKept: FuzzDecode for what the mirror holds besides the nodes: kept
-// addresses, controllers, presence, records, health, coordinates.
+// addresses, controllers, presence, records, health, coordinates, grants.
 func FuzzDecodeKept(f *testing.F) {
 	plan := testPlan(f)
 	endpoint := plan.Endpoint(1, ipam.Host{Region: 1, Number: 1}, 7)
@@ -26,6 +26,7 @@ func FuzzDecodeKept(f *testing.F) {
 		"controllers/ctl":          mesh.Controller{URLs: []string{"https://ctl:7443"}, Version: "1", Schema: 1},
 		"presence/h":               mesh.Presence{Controller: "ctl"},
 		"records/acme/a.b/TXT":     mesh.Record{Values: []string{"x", ""}, TTL: 7},
+		"grants/7":                 mesh.Grant{From: mesh.Party{Org: "acme"}, To: mesh.Party{Org: "b", App: "db"}, Protocol: "tcp", FirstPort: 5},
 		"records/acme/a/alias":     mesh.Record{Values: []string{"web.internal"}},
 		"records/acme/_p._tcp/SRV": mesh.Record{Values: []string{"0 1 80 web.internal"}},
 		"records/acme/a/aaaa":      mesh.Record{Values: []string{"fd12::1"}}, "records/acme/a/AAAA": mesh.Record{Values: []string{"fd12::1"}},

@@ -18,8 +18,9 @@ import (
 // only 1 they are safe, as it keeps fields and passes over kinds that it does not
 // know, and an endpoint that is reserved is none that it could give. New in 3 are
 // records, health and coordinates: one that knows only 2 leaves them behind when it
-// removes what they are of, so there are no records before the format is 3.
-const Schema = 3
+// removes what they are of, so there are no records before the format is 3. New in 4
+// are grants, by the same rule.
+const Schema = 4
 
 // CARecord is a certificate authority as stored: the key is sealed by the caller.
 type CARecord struct {
@@ -148,7 +149,7 @@ func (s *Store) tooNew(format int) error {
 
 // since tells, of the kinds that came later, with which version of the format they
 // did. A controller that knows only older ones passes them over.
-var since = map[string]int{keyAddresses: 2, keyControllers: 2, keyRecords: 3, keyHealth: 3, keyCoordinates: 3}
+var since = map[string]int{keyAddresses: 2, keyControllers: 2, keyRecords: 3, keyHealth: 3, keyCoordinates: 3, keyGrants: 4}
 
 // knows reports whether this store knows the kind of a key.
 func (s *Store) knows(key string) bool {

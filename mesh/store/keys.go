@@ -25,6 +25,7 @@ const (
 	keyRecords     = "records/"
 	keyHealth      = "health/"
 	keyCoordinates = "coordinates/"
+	keyGrants      = "grants/"
 	keyElection    = "election/"       // of the controller that does the periodic jobs
 	keyRemoving    = "removing/hosts/" // hosts whose removal is not yet complete
 
@@ -46,6 +47,7 @@ func clientKey(org, name string) string { return "clients/" + org + "/" + name }
 func controllerKey(name string) string  { return keyControllers + name }
 func healthKey(org, id string) string   { return keyHealth + org + "/" + id }
 func coordinateKey(host string) string  { return keyCoordinates + host }
+func grantKey(id string) string         { return keyGrants + id }
 func recordKey(org, name, kind string) string {
 	return keyRecords + org + "/" + name + "/" + kind
 }
@@ -83,7 +85,7 @@ func tlsKey(hash string) string {
 
 // mirrored are the kinds that State holds.
 var mirrored = []string{
-	keyMesh, keyAddresses, "apps/", "clients/", keyControllers, keyCoordinates, keyHealth, keyHosts, "machines/", keyOperators, "orgs/",
+	keyMesh, keyAddresses, "apps/", "clients/", keyControllers, keyCoordinates, keyGrants, keyHealth, keyHosts, "machines/", keyOperators, "orgs/",
 	"presence/", keyRecords, keyRegions, keyTokens,
 }
 

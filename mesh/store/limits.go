@@ -18,6 +18,7 @@ const (
 	kindClients  = "clients"
 	kindTokens   = "tokens"
 	kindRecords  = "records"
+	kindGrants   = "grants"
 )
 
 // Far from a limit, the mirror is enough to say that there is room. Near it, the
@@ -36,6 +37,10 @@ const maxLimit = 10_000_000
 // carries it.
 const maxRecords = 100_000
 
+// maxGrants bounds the limit of grants: each is looked at when an endpoint of the org
+// changes.
+const maxGrants = 10_000
+
 // limitOf is how many objects of a kind an org may have.
 func limitOf(org mesh.Org, kind string) int {
 	l := org.Limits.Or(mesh.DefaultLimits)
@@ -46,6 +51,8 @@ func limitOf(org mesh.Org, kind string) int {
 		return l.Clients
 	case kindRecords:
 		return l.Records
+	case kindGrants:
+		return l.Grants
 	}
 	return l.Tokens
 }
@@ -150,7 +157,7 @@ func (s *Store) ChangeLimits(ctx context.Context, actor, name string, change fun
 		}
 		org.Limits = limits
 		l := limits.Or(mesh.DefaultLimits)
-		note := fmt.Sprintf("machines %d, clients %d, tokens %d, metadata %d, records %d", l.Machines, l.Clients, l.Tokens, l.Metadata, l.Records)
+		note := fmt.Sprintf("machines %d, clients %d, tokens %d, metadata %d, records %d, grants %d", l.Machines, l.Clients, l.Tokens, l.Metadata, l.Records, l.Grants)
 		return errors.Join(t.put(orgKey(name), org), t.event("org.limit", name, note))
 	})
 	return result(org, rev, err, "set limits of org %s", name)
@@ -160,7 +167,7 @@ func checkLimits(l mesh.Limits) error {
 	for _, x := range []struct {
 		name   string
 		n, max int
-	}{{kindMachines, l.Machines, maxLimit}, {kindClients, l.Clients, maxLimit}, {kindTokens, l.Tokens, maxLimit}, {"metadata", l.Metadata, maxMeta}, {kindRecords, l.Records, maxRecords}} {
+	}{{kindMachines, l.Machines, maxLimit}, {kindClients, l.Clients, maxLimit}, {kindTokens, l.Tokens, maxLimit}, {"metadata", l.Metadata, maxMeta}, {kindRecords, l.Records, maxRecords}, {kindGrants, l.Grants, maxGrants}} {
 		if x.n < 0 || x.n > x.max {
 			return fmt.Errorf("limit of %s: %d is not within 1 to %d (0: the default)", x.name, x.n, x.max)
 		}

@@ -38,6 +38,16 @@ func TestLimitsAreExact(t *testing.T) {
 		{kindRecords, func(s *Store, i int) error {
 			return third(s.CreateRecord(context.Background(), "", mesh.Record{Org: "acme", Name: fmt.Sprint("x", i), Type: mesh.RecordTXT, Values: []string{"v"}}))
 		}, func(s *Store) error { return second(s.RemoveRecord(context.Background(), "", "acme", "x99", "")) }},
+		{kindGrants, func(s *Store, i int) error {
+			return third(s.CreateGrant(context.Background(), "", grantOf(i)))
+		}, func(s *Store) error {
+			for id, g := range fresh(t, s).Grants.All() {
+				if g.From.App == "x99" {
+					return second(s.RemoveGrant(context.Background(), "", id))
+				}
+			}
+			return errors.New("x99 is not there")
+		}},
 	} {
 		t.Run(tt.kind, func(t *testing.T) {
 			t.Parallel()
@@ -48,7 +58,7 @@ func TestLimitsAreExact(t *testing.T) {
 			for i := range 3 {
 				host(t, one, fmt.Sprint("h", i))
 			}
-			must(one.UpdateOrg(t.Context(), "test", "acme", mesh.Limits{Machines: limit, Clients: limit, Tokens: limit, Records: limit}))(t)
+			must(one.UpdateOrg(t.Context(), "test", "acme", mesh.Limits{Machines: limit, Clients: limit, Tokens: limit, Records: limit, Grants: limit}))(t)
 			if err := tt.create(one, 99); err != nil {
 				t.Fatal(err)
 			}
@@ -80,7 +90,7 @@ func TestLimitsAreExact(t *testing.T) {
 			if err := tt.create(stores[1], 78); err != nil {
 				t.Errorf("in the place of one that went: %v", err)
 			}
-			must(one.UpdateOrg(t.Context(), "test", "acme", mesh.Limits{Machines: 1, Clients: 1, Tokens: 1, Records: 1}))(t)
+			must(one.UpdateOrg(t.Context(), "test", "acme", mesh.Limits{Machines: 1, Clients: 1, Tokens: 1, Records: 1, Grants: 1}))(t)
 			if err := tt.create(stores[0], 79); !errors.Is(err, ErrLimit) {
 				t.Errorf("far beyond a lower limit: %v", err)
 			}

@@ -5,10 +5,11 @@
 //
 //	raw:     our links only, no IPv4, every machine with its own source; notrack
 //	input:   neighbour discovery, DNS, echo, probes; nothing else reaches the host
-//	forward: within one network; the rest is rejected
+//	forward: within one network, whatever the protocol; between networks what a grant
+//	         lets begin, and its answers; the rest is rejected
 //
-// Which networks and machines there are is decided elsewhere (package mesh), and
-// grants between networks are not here yet. Tables of others are never touched.
+// Which networks, machines and grants there are is decided elsewhere (package mesh).
+// Tables of others are never touched.
 package firewall
 
 import (
@@ -31,11 +32,16 @@ const tableName = "weft"
 // netlink call that hangs must not take the agent's loop with it.
 const timeout = 30 * time.Second
 
-// Firewall keeps one namespace's table. Its methods are for one goroutine at a
-// time. It remembers nothing about the table: the kernel is asked each time.
+// Firewall keeps one namespace's table. Its methods, but for Watch, are for one
+// goroutine at a time. It remembers nothing about the table but the generation of the
+// rules at which it was right: Set asks the kernel each time.
 type Firewall struct {
 	plane *netns.Handle
 	log   *slog.Logger
+	known generation    // at which the table was what we wanted
+	asks  *netlink.Conn // for generations; nil: none yet
+
+	refused []Refused // what complain has said
 }
 
 // New returns the firewall of a data plane. A nil plane is the namespace of the
@@ -65,29 +71,63 @@ func (f *Firewall) Set(ctx context.Context, p peers.Policy) (changed bool, err e
 	if err != nil {
 		return false, err
 	}
+	f.complain(want.Refused)
+	changed, f.known, err = f.set(ctx, want)
+	return changed, err
+}
+
+// set is Set, and returns the generation at which the table was right.
+func (f *Firewall) set(ctx context.Context, want Table) (changed bool, at generation, err error) {
 	k, err := f.open(ctx)
 	if err != nil {
-		return false, err
+		return false, unknown, err
 	}
 	defer k.Close()
-
-	d, err := k.difference(want)
-	if err != nil || d.empty() {
-		return false, err
+	// Asked before the table is read: what changes while it is read is found later.
+	if at, err = f.generation(ctx); err != nil {
+		return false, unknown, err
 	}
+	d, err := k.difference(want)
+	if err != nil {
+		return false, unknown, err
+	}
+	if d.empty() {
+		if f.known == unknown {
+			// An agent may have ended between the change and its flows.
+			if _, err := f.forget(want.grants); err != nil {
+				return false, unknown, err
+			}
+		}
+		return false, at, nil
+	}
+	if err := f.put(k, d, want); err != nil {
+		return false, unknown, err
+	}
+	if at, err = f.generation(ctx); err == nil {
+		err = verify(ctx, k, want)
+	}
+	if err != nil {
+		return true, unknown, err
+	}
+	return true, at, nil
+}
+
+// put sends the difference, or the whole table if it has to.
+func (f *Firewall) put(k *kernel, d difference, want Table) error {
 	if d.why == "" {
-		if err = k.update(d); err == nil {
+		err := k.update(d)
+		if err == nil {
 			f.log.Info("firewall: updated", "added", d.added(), "removed", d.removed())
-			return true, verify(ctx, k, want)
+			return f.endFlows(d, want.grants)
 		}
 		// Somebody changed a set since we read it.
 		d.why = err.Error()
 	}
 	if err := k.replace(want); err != nil {
-		return false, fmt.Errorf("replace table inet %s: %w", tableName, err)
+		return fmt.Errorf("replace table inet %s: %w", tableName, err)
 	}
 	f.log.Info("firewall: replaced", "why", d.why)
-	return true, verify(ctx, k, want)
+	return f.endFlows(d, want.grants)
 }
 
 // settle is how long the kernel may take to show what it has accepted.
@@ -133,17 +173,20 @@ func (f *Firewall) Remove() error {
 
 // Close releases what the Firewall holds. The table stays in force, so that
 // isolation outlives the agent. It is idempotent.
-func (f *Firewall) Close() error { return nil }
+func (f *Firewall) Close() error {
+	if f.asks == nil {
+		return nil
+	}
+	err := f.asks.Close()
+	f.asks = nil
+	return err
+}
 
 // open makes a connection for one exchange. One per exchange: after an error half
 // a conversation may be left in the socket.
 func (f *Firewall) open(ctx context.Context) (*kernel, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("open nftables: %w", err)
-	}
-	deadline, ok := ctx.Deadline()
-	if !ok {
-		deadline = time.Now().Add(timeout)
 	}
 	options := []nftables.ConnOption{
 		nftables.AsLasting(),
@@ -155,7 +198,7 @@ func (f *Firewall) open(ctx context.Context) (*kernel, error) {
 			if err := c.SetWriteBuffer(16 << 20); err != nil {
 				return err
 			}
-			return c.SetDeadline(deadline)
+			return c.SetDeadline(deadlineOf(ctx))
 		}),
 	}
 	if f.plane != nil {
@@ -166,4 +209,11 @@ func (f *Firewall) open(ctx context.Context) (*kernel, error) {
 		return nil, fmt.Errorf("open nftables: %w", err)
 	}
 	return &kernel{conn}, nil
+}
+
+func deadlineOf(ctx context.Context) time.Time {
+	if deadline, ok := ctx.Deadline(); ok {
+		return deadline
+	}
+	return time.Now().Add(timeout)
 }

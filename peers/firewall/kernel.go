@@ -74,13 +74,17 @@ func (k *kernel) read() (found, error) {
 		return f, fmt.Errorf("list sets of table inet %s: %w", tableName, err)
 	}
 	for _, s := range sets {
+		if s.Dynamic { // the kernel's own
+			f.sets[s.Name] = foundSet{shape: setShape(s)}
+			continue
+		}
 		got, err := k.conn.GetSetElements(s)
 		if err != nil {
 			return f, fmt.Errorf("list elements of set %s: %w", s.Name, err)
 		}
 		x := foundSet{shape: setShape(s), elements: make([]Element, 0, len(got))}
 		for _, e := range got {
-			x.elements = append(x.elements, Element(e.Key))
+			x.elements = append(x.elements, element(e))
 		}
 		x.elements = sortElements(x.elements)
 		f.sets[s.Name] = x
@@ -110,6 +114,7 @@ func (k *kernel) read() (found, error) {
 type difference struct {
 	why    string // not "": the whole table has to be replaced, because of this
 	deltas []delta
+	grants boxes // of the wanted table
 }
 
 type delta struct {
@@ -233,12 +238,12 @@ func (k *kernel) update(d difference) error {
 	t := ourTable()
 	for _, x := range d.deltas {
 		s := x.set.spec(t)
-		for part := range slices.Chunk(elements(x.minus), chunk) {
+		for part := range slices.Chunk(x.set.elements(x.minus), chunk) {
 			if err := k.conn.SetDeleteElements(s, part); err != nil {
 				return fmt.Errorf("remove elements of set %s: %w", s.Name, err)
 			}
 		}
-		for part := range slices.Chunk(elements(x.plus), chunk) {
+		for part := range slices.Chunk(x.set.elements(x.plus), chunk) {
 			if err := k.conn.SetAddElements(s, part); err != nil {
 				return fmt.Errorf("add elements to set %s: %w", s.Name, err)
 			}
@@ -265,7 +270,7 @@ func (k *kernel) replace(want Table) error {
 		if err := k.conn.AddSet(spec, nil); err != nil {
 			return fmt.Errorf("add set %s: %w", s.Name, err)
 		}
-		for part := range slices.Chunk(elements(s.Elements), chunk) {
+		for part := range slices.Chunk(s.elements(s.Elements), chunk) {
 			if err := k.conn.SetAddElements(spec, part); err != nil {
 				return fmt.Errorf("add elements to set %s: %w", s.Name, err)
 			}

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -109,9 +110,15 @@ type port struct {
 
 func newLab(t testing.TB) *lab {
 	t.Helper()
+	return newLabOf(t, testPolicy(), true)
+}
+
+// newLabOf makes the lab of a policy. Machines that are mute have no addresses: they
+// say nothing but what the test says for them.
+func newLabOf(t testing.TB, p peers.Policy, speaking bool) *lab {
+	t.Helper()
 	f, plane := newFirewall(t)
 	l := &lab{f, plane, map[string]*port{}}
-	p := testPolicy()
 	set(t, f, p)
 
 	nl, err := plane.Netlink()
@@ -133,13 +140,21 @@ func newLab(t testing.TB) *lab {
 		addAddr(t, nl, lo, netip.PrefixFrom(a, 128), a.As16()[15] == 3)
 	}
 	for _, a := range p.Attachments {
-		l.addMachine(t, nl, a)
+		l.addMachine(t, nl, a, speaking)
 	}
-	l.addTunnel(t, nl, p.Link, 1300, "1:200:6::/96", "2:200:6::/96", "0:200:6::/96", "3:200:6::/96")
+	var routes []string
+	for _, n := range []string{"0", "1", "2", "3", "6"} {
+		far := n + ":200:6::/96"
+		if prefix(far).Contains(p.Self) || slices.ContainsFunc(p.Networks, func(n peers.Network) bool { return prefix(far).Contains(n.Host) }) {
+			far = n + ":100:5::/96" // this is the other one
+		}
+		routes = append(routes, far)
+	}
+	l.addTunnel(t, nl, p.Link, 1300, routes...)
 	return l
 }
 
-func (l *lab) addMachine(t testing.TB, nl *netlink.Handle, a peers.Attachment) {
+func (l *lab) addMachine(t testing.TB, nl *netlink.Handle, a peers.Attachment, speaking bool) {
 	t.Helper()
 	ns := must(netns.New())
 	t.Cleanup(func() { ns.Close() })
@@ -154,11 +169,18 @@ func (l *lab) addMachine(t testing.TB, nl *netlink.Handle, a peers.Attachment) {
 	inner := must(inside.LinkByName("eth0"))
 
 	check(t, inside.LinkSetIP6AddrGenMode(inner, 1))
-	main := a.Endpoint.Addr().As16()
-	main[15] = 2
-	addAddr(t, inside, inner, netip.PrefixFrom(netip.AddrFrom16(main), 128), false)
-	main[15] = 0x99
-	addAddr(t, inside, inner, netip.PrefixFrom(netip.AddrFrom16(main), 128), false)
+	main, other := a.Endpoint.Addr().As16(), a.Endpoint.Addr().As16()
+	main[15], other[15] = 2, 0x99
+	own := []netip.Addr{netip.AddrFrom16(other), netip.AddrFrom16(main)}
+	if !speaking {
+		for _, x := range append(own, netip.MustParseAddr("fe80::2")) {
+			check(t, nl.NeighAdd(&netlink.Neigh{LinkIndex: outer.Attrs().Index, IP: x.AsSlice(), HardwareAddr: inner.Attrs().HardwareAddr, State: netlink.NUD_PERMANENT}))
+		}
+		own = []netip.Addr{netip.MustParseAddr("fe80::99")}
+	}
+	for _, x := range own {
+		addAddr(t, inside, inner, netip.PrefixFrom(x, 128), false)
+	}
 	check(t, inside.LinkSetUp(inner))
 
 	check(t, nl.LinkSetIP6AddrGenMode(outer, 1))
@@ -168,7 +190,7 @@ func (l *lab) addMachine(t testing.TB, nl *netlink.Handle, a peers.Attachment) {
 
 	// Both ends carry packets, and are heard: neighbour discovery that is lost before
 	// that is tried again a second later.
-	awaitLink(t, inside, inner, netip.AddrFrom16(main))
+	awaitLink(t, inside, inner, own[len(own)-1])
 	awaitLink(t, nl, outer, netip.MustParseAddr("fe80::1"))
 
 	name := strings.TrimPrefix(a.Link, "m-")
@@ -201,6 +223,7 @@ func (l *lab) addTunnel(t testing.TB, nl *netlink.Handle, name string, mtu int, 
 	link := must(nl.LinkByName(name))
 	check(t, nl.LinkSetIP6AddrGenMode(link, 1))
 	check(t, nl.LinkSetMTU(link, mtu))
+	check(t, nl.LinkSetTxQLen(link, 8192))
 	check(t, nl.LinkSetUp(link))
 	for _, r := range routes {
 		check(t, nl.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: netns.IPNet(netip.MustParsePrefix("fd12:3456:789a:" + r))}))
@@ -210,7 +233,7 @@ func (l *lab) addTunnel(t testing.TB, nl *netlink.Handle, name string, mtu int, 
 
 // add starts the port's reader. It ends with the file.
 func (l *lab) add(t testing.TB, p *port) {
-	p.seen = make(chan []byte, 1024)
+	p.seen = make(chan []byte, 8192)
 	done, skip := make(chan struct{}), len(p.header)
 	go func() {
 		defer close(done)
@@ -270,7 +293,8 @@ func packetSocket(link string) (*os.File, error) {
 	}
 	err = errors.Join(
 		unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: uint16(proto), Ifindex: ifi.Index}),
-		unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1))
+		unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1),
+		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 32<<20))
 	return os.NewFile(uintptr(fd), link), err
 }
 

@@ -1,7 +1,6 @@
 package firewall
 
 import (
-	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -78,10 +77,6 @@ func ipv6() part {
 	return part{"meta nfproto ipv6", []expr.Any{meta(expr.MetaKeyNFPROTO), equal(unix.NFPROTO_IPV6)}}
 }
 
-func notIPv6() part {
-	return part{"meta nfproto != ipv6", []expr.Any{meta(expr.MetaKeyNFPROTO), notEqual(unix.NFPROTO_IPV6)}}
-}
-
 func from(link string) part {
 	return part{fmt.Sprintf("iifname %q", link), []expr.Any{meta(expr.MetaKeyIIFNAME), equal(linkName(link)...)}}
 }
@@ -137,8 +132,8 @@ func saddrLike(value, mask netip.Addr) part {
 	}
 }
 
-// sameNetwork matches what goes from a carried network to itself.
-func sameNetwork(set string) part {
+// pair matches what goes from one network to another, or to itself, as the set says.
+func pair(set string) part {
 	return part{"ip6 saddr/64 . ip6 daddr/64 @" + set, append(ipv6().exprs,
 		header(sourceOffset, 8, reg32), header(destOffset, 8, reg32+2), lookup(set))}
 }
@@ -149,10 +144,9 @@ func carriedSource(set string) part {
 		header(sourceOffset, 8, reg32), header(sourceOffset, 8, reg32+2), lookup(set))}
 }
 
-// sameNetworkInside matches an ICMPv6 error about a packet that we sent to the
-// network where the error comes from. The packet it is about stands behind 8 bytes
-// of ICMPv6.
-func sameNetworkInside(set string) part {
+// quoted matches an ICMPv6 error about a packet to the network where the error comes
+// from. The packet it is about stands behind 8 bytes of ICMPv6.
+func quoted(set string) part {
 	return part{"ip6 saddr/64 . icmpv6 inner daddr/64 @" + set, append(ipv6().exprs,
 		header(sourceOffset, 8, reg32), load(expr.PayloadBaseTransportHeader, 8+destOffset, 8, reg32+2), lookup(set))}
 }
@@ -169,6 +163,8 @@ func protocol(n byte) part {
 func notProtocol(n byte) part {
 	return part{"meta l4proto != " + protocolName(n), []expr.Any{meta(expr.MetaKeyL4PROTO), notEqual(n)}}
 }
+
+func notICMP() part { return notProtocol(unix.IPPROTO_ICMPV6) }
 
 func protocolName(n byte) string {
 	return map[byte]string{unix.IPPROTO_TCP: "tcp", unix.IPPROTO_UDP: "udp", unix.IPPROTO_ICMPV6: "icmpv6"}[n]
@@ -193,17 +189,6 @@ func icmpType(first, last byte) part {
 		&expr.Cmp{Op: expr.CmpOpLte, Register: reg1, Data: []byte{last}})}
 }
 
-// established matches flows that were begun from here, and errors about them.
-func established() part {
-	var mask [4]byte
-	binary.NativeEndian.PutUint32(mask[:], expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED)
-	return part{"ct state established,related", []expr.Any{
-		&expr.Ct{Key: expr.CtKeySTATE, Register: reg1},
-		&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: 4, Mask: mask[:], Xor: make([]byte, 4)},
-		notEqual(0, 0, 0, 0),
-	}}
-}
-
 // clampMSS lowers the MSS that a SYN announces to what the route there and the
 // route back can carry. It never raises it.
 func clampMSS() part {
@@ -221,12 +206,15 @@ func accept() part {
 	return part{"accept", []expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}}}
 }
 
-func drop() part {
-	return part{"counter drop", []expr.Any{&expr.Counter{}, &expr.Verdict{Kind: expr.VerdictDrop}}}
-}
+// counted counts what is left to the chain's policy.
+func counted() part { return part{"counter", []expr.Any{&expr.Counter{}}} }
 
 func goTo(chain string) part {
 	return part{"goto " + chain, []expr.Any{&expr.Verdict{Kind: expr.VerdictGoto, Chain: chain}}}
+}
+
+func jump(chain string) part {
+	return part{"jump " + chain, []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: chain}}}
 }
 
 // reject tells the sender: administratively prohibited. After ipv6 only.

@@ -16,8 +16,14 @@ const (
 	networks  = "networks"  // carried networks
 	hosts     = "hosts"     // the host's own address in each
 	resolvers = "resolvers" // the resolver of each
+	granted   = "granted"   // pairs of networks with a grant between them, each both ways
+	ends      = "ends"      // the networks in these
+	wide      = "wide"      // boxes of grants from whole networks
+	narrow    = "narrow"    // boxes of grants from single endpoints
+	flows     = "flows"     // how many granted flows each endpoint has begun
 
 	track = "track"
+	begin = "begin"
 )
 
 const (
@@ -46,9 +52,12 @@ func Render(p peers.Policy) (Table, error) {
 	if err := validate(p); err != nil {
 		return Table{}, fmt.Errorf("firewall policy: %w", err)
 	}
+	grants, refused := normalise(p)
 	return Table{
-		Sets:   renderSets(p),
-		Chains: []Chain{trackChain(p), prerouting(p), output(p), input(p), forward()},
+		Sets:    append(renderSets(p), renderGrants(grants)...),
+		Chains:  []Chain{trackChain(p), prerouting(p), output(p), input(p), beginChain(p), forward()},
+		Refused: refused,
+		grants:  grants,
 	}, nil
 }
 
@@ -103,70 +112,6 @@ func renderSets(p peers.Policy) []Set {
 	}
 }
 
-// neighbourDiscovery matches what a neighbour says to find or be found. Hop limit
-// 255 proves that no router passed it on (RFC 4861 section 7.1).
-func neighbourDiscovery(more ...part) []part {
-	return append([]part{icmpType(neighbourSolicitation, neighbourAdvert), hopLimit(255)}, more...)
-}
-
-// prerouting decides who may say anything at all: our links, IPv6, and a machine
-// only with a source of its own.
-func prerouting(p peers.Policy) Chain {
-	c := Chain{Name: "prerouting", Hook: "prerouting", Priority: rawPriority}
-	c.Rules = append(c.Rules,
-		rule("ourselves", from("lo"), accept()),
-		rule("no IPv4", notIPv6(), drop()))
-	if p.Link != "" {
-		// WireGuard has checked the source: it is one of the sending peer's prefixes.
-		c.Rules = append(c.Rules, rule("tunnels", from(p.Link), goTo(track)))
-	}
-	unspecified := saddr(netip.IPv6Unspecified())
-	linkLocal := saddrLike(netip.MustParseAddr("fe80::"), netip.MustParseAddr("ffc0::"))
-	c.Rules = append(c.Rules,
-		rule("neighbours, first words", append(neighbourDiscovery(fromAny(links)), unspecified, accept())...),
-		rule("neighbours", append(neighbourDiscovery(fromAny(links)), linkLocal, accept())...),
-		rule("machines by their own source", ownSource(sources), goTo(track)),
-		rule("spoofed source or strange link", drop()))
-	return c
-}
-
-// trackChain keeps connection tracking to the flows that the host itself begins:
-// nobody else can fill its table. What is tracked no further is matched without
-// state, both ways.
-func trackChain(p peers.Policy) Chain {
-	c := Chain{Name: track}
-	if p.Resolver.IsValid() {
-		c.Rules = append(c.Rules, rule("queries", daddr(p.Resolver), notrack(), accept()))
-	}
-	if p.Link != "" && p.Self.IsValid() {
-		c.Rules = append(c.Rules,
-			rule("probes", daddr(p.Self), protocol(unix.IPPROTO_UDP), dport(p.ProbePort), notrack(), accept()),
-			rule("echo", daddr(p.Self), icmpType(echoRequest, echoReply), notrack(), accept()))
-	}
-	c.Rules = append(c.Rules,
-		rule("answers to the host", notProtocol(unix.IPPROTO_ICMPV6), daddrIn(hosts), accept()),
-		rule("same network", sameNetwork(networks), notrack(), accept()),
-		rule("the rest", accept()))
-	return c
-}
-
-// output is the other direction of trackChain. The host may say what it likes.
-func output(p peers.Policy) Chain {
-	c := Chain{Name: "output", Hook: "output", Priority: rawPriority, Accept: true}
-	if p.Resolver.IsValid() {
-		c.Rules = append(c.Rules, rule("answers to queries", saddr(p.Resolver), notrack(), accept()))
-	}
-	if p.Link != "" && p.Self.IsValid() {
-		c.Rules = append(c.Rules,
-			rule("answers to probes", saddr(p.Self), protocol(unix.IPPROTO_UDP), sport(p.ProbePort), notrack(), accept()),
-			rule("echo", saddr(p.Self), icmpType(echoRequest, echoReply), notrack(), accept()))
-	}
-	c.Rules = append(c.Rules,
-		rule("the host's own flows", notProtocol(unix.IPPROTO_ICMPV6), saddrIn(hosts), accept()),
-		rule("same network", sameNetwork(networks), notrack(), accept()))
-	return c
-}
-
 // input decides what reaches the host itself. prerouting has made sure that
 // whatever is not from the tunnels is from a machine with a source of its own.
 func input(p peers.Policy) Chain {
@@ -181,12 +126,12 @@ func input(p peers.Policy) Chain {
 		}
 	}
 	for _, proto := range []byte{unix.IPPROTO_UDP, unix.IPPROTO_TCP} {
-		add("queries within a network", sameNetwork(networks), daddrIn(resolvers), protocol(proto), dport(dnsPort))
+		add("queries within a network", pair(networks), daddrIn(resolvers), protocol(proto), dport(dnsPort))
 	}
-	add("echo within a network", sameNetwork(networks), daddrIn(hosts), icmpType(echoRequest, echoReply))
+	add("echo within a network", pair(networks), daddrIn(hosts), icmpType(echoRequest, echoReply))
 	// An error is believed about a packet to the network that it comes from: one of
 	// another org's machines cannot lower the path MTU to this one's.
-	add("errors", icmpType(errorFirst, errorLast), sameNetworkInside(networks))
+	add("errors", icmpType(errorFirst, errorLast), quoted(networks))
 	if p.Link != "" && p.Self.IsValid() {
 		for _, prober := range probers(p) {
 			to := append([]part{from(p.Link)}, prober...)
@@ -195,7 +140,7 @@ func input(p peers.Policy) Chain {
 			add("echo of a prober", append(to[:len(to):len(to)], icmpType(echoRequest, echoReply))...)
 		}
 	}
-	c.Rules = append(c.Rules, rule("not for the host", drop()))
+	c.Rules = append(c.Rules, rule("not for the host", counted()))
 	return c
 }
 
@@ -209,12 +154,68 @@ func probers(p peers.Policy) [][]part {
 	}
 }
 
+// renderGrants returns the sets of what may pass between networks.
+func renderGrants(b boxes) []Set {
+	var pairs, same, fromNetworks, fromEndpoints []Element
+	for _, list := range []struct {
+		boxes []box
+		to    *[]Element
+	}{{b.wide, &fromNetworks}, {b.narrow, &fromEndpoints}} {
+		for _, x := range list.boxes {
+			*list.to = append(*list.to, x.element())
+			from, to := x.from.Addr().As16(), x.to.Addr().As16()
+			f, t := string(from[:8]), string(to[:8])
+			pairs = append(pairs, Element(f+t), Element(t+f))
+			same = append(same, Element(f+f), Element(t+t))
+		}
+	}
+	return []Set{
+		{granted, PairSet, sortElements(pairs)},
+		{ends, PairSet, sortElements(same)},
+		{wide, BoxSet, sortElements(fromNetworks)},
+		{narrow, BoxSet, sortElements(fromEndpoints)},
+		{flows, CountSet, nil},
+	}
+}
+
 // forward lets a network talk to itself, ICMPv6 errors and all: their sources are
-// addresses of that network too.
+// addresses of that network too. Of the rest a flow passes that a grant lets begin,
+// and an error about such a flow if it comes from where the packet was to go: another
+// org's machine can neither end it nor lower its path MTU. Who cannot be helped by
+// being told (a stray answer, an error) is not.
 func forward() Chain {
-	return Chain{Name: "forward", Hook: "forward", Priority: filterPriority, Rules: []Rule{
+	c := Chain{Name: "forward", Hook: "forward", Priority: filterPriority, Rules: []Rule{
 		rule("MSS to the path", ipv6(), clampMSS()),
-		rule("same network", sameNetwork(networks), accept()),
-		rule("other networks", ipv6(), reject()),
+		rule("same network", pair(networks), accept()),
+		// Of a grant: nothing else between networks is tracked. What is tracked and no
+		// longer granted is forgotten, see Firewall.Set.
+		rule("granted, under way", underWay(), accept()),
+		rule("errors about it", related(), icmpType(errorFirst, errorLast), quoted(ends), accept()),
+	}}
+	for _, set := range []string{wide, narrow} {
+		c.Rules = append(c.Rules,
+			rule("granted", begins(), inBox(set), jump(begin)),
+			rule("granted echo", begins(), echoInBox(set), jump(begin)))
+	}
+	c.Rules = append(c.Rules,
+		rule("other networks", ipv6(), notICMP(), reject()),
+		rule("other networks, echo", ipv6(), icmpType(echoRequest, echoRequest), reject()),
+		rule("what nobody is told about", counted()))
+	return c
+}
+
+// beginChain lets a granted flow begin as long as its endpoint has few.
+func beginChain(p peers.Policy) Chain {
+	limit := p.FlowsPerEndpoint
+	if limit == 0 {
+		limit = defaultFlows
+	}
+	return Chain{Name: begin, Rules: []Rule{
+		rule("counted before", confirmed(), accept()),
+		rule("few flows", fewFlows(flows, limit), accept()),
 	}}
 }
+
+// defaultFlows is how many granted flows one endpoint may have at a time: a
+// fraction of the kernel's table (262144 as a rule), which is there for all.
+const defaultFlows = 1024

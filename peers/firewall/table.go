@@ -2,6 +2,7 @@ package firewall
 
 import (
 	"crypto/sha256"
+	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -18,6 +19,11 @@ import (
 type Table struct {
 	Sets   []Set
 	Chains []Chain
+	// Refused are grants that could not be put into the table, sorted. They hinder
+	// nothing else.
+	Refused []Refused
+
+	grants boxes // what sets wide and narrow hold
 }
 
 // SetKind says what the elements of a set are.
@@ -29,6 +35,8 @@ const (
 	AddressSet                // addresses
 	PairSet                   // a source's /64 and a destination's /64 in one key, hashed
 	SourceSet                 // name of a link and the first address of a /112 in one key, hashed
+	BoxSet                    // source, destination, protocol, port: the lowest key, then the highest
+	CountSet                  // endpoints and their flows: the kernel fills it
 )
 
 // Set is a named set.
@@ -88,7 +96,7 @@ func (t Table) String() string {
 }
 
 func (k SetKind) String() string {
-	return [...]string{"links", "addresses", "networks", "links and their sources"}[k]
+	return [...]string{"links", "addresses", "networks", "links and their sources", "flows", "numbers of flows"}[k]
 }
 
 // text is a key as a person reads it.
@@ -104,9 +112,29 @@ func (k SetKind) text(key string) string {
 	case SourceSet:
 		a, _ := netip.AddrFromSlice([]byte(key[16:]))
 		return fmt.Sprintf("%s . %s", strings.TrimRight(key[:16], "\x00"), netip.PrefixFrom(a, endpointBits))
+	case BoxSet:
+		return boxText(key)
 	}
 	return fmt.Sprintf("%x", key)
 }
+
+// boxText is box.String, of an element.
+func boxText(key string) string {
+	low, high := key[:boxKey], key[boxKey:]
+	prefix := func(at int) netip.Prefix {
+		a, _ := netip.AddrFromSlice([]byte(low[at : at+16]))
+		if low[at:at+8] == high[at:at+8] && low[at+8:at+14] != high[at+8:at+14] {
+			return netip.PrefixFrom(a, networkBits)
+		}
+		return netip.PrefixFrom(a, endpointBits)
+	}
+	port := func(s string) uint16 { return binary.BigEndian.Uint16([]byte(s[36:])) }
+	return box{prefix(0), prefix(16), low[32], port(low), port(high)}.String()
+}
+
+// boxKey is the length of one of a box's two keys: each field fills up words of 4
+// bytes.
+const boxKey = 16 + 16 + 4 + 4
 
 func pairHalf(s string) string {
 	var a [16]byte
@@ -141,17 +169,32 @@ func (s Set) spec(table *nftables.Table) *nftables.Set {
 	case SourceSet:
 		out.KeyType = nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIP6Addr)
 		out.Concatenation = true
+	case BoxSet:
+		out.KeyType = nftables.MustConcatSetType(nftables.TypeIP6Addr, nftables.TypeIP6Addr, nftables.TypeInetProto, nftables.TypeInetService)
+		out.Concatenation, out.Interval = true, true
+	case CountSet:
+		out.KeyType, out.Dynamic, out.Size = nftables.TypeIP6Addr, true, maxCounted
 	}
 	return out
 }
 
-func elements(in []Element) []nftables.SetElement {
+// maxCounted is how many endpoints with granted flows a host can tell apart.
+const maxCounted = 65536
+
+func (s Set) elements(in []Element) []nftables.SetElement {
 	out := make([]nftables.SetElement, 0, len(in))
 	for _, e := range in {
+		if s.Kind == BoxSet {
+			out = append(out, nftables.SetElement{Key: []byte(e[:boxKey]), KeyEnd: []byte(e[boxKey:])})
+			continue
+		}
 		out = append(out, nftables.SetElement{Key: []byte(e)})
 	}
 	return out
 }
+
+// element is one that was read.
+func element(e nftables.SetElement) Element { return Element(string(e.Key) + string(e.KeyEnd)) }
 
 func sortElements(in []Element) []Element {
 	slices.Sort(in)

@@ -34,7 +34,7 @@ const (
 	SetUp
 	SetAddress // new, or with another Deprecated
 	AddRoute
-	ChangeRoute // its MTU
+	ChangeRoute // its MTU or its source
 	DropRoute
 	DropAddress
 	DropUnreachable
@@ -47,6 +47,7 @@ type Change struct {
 	Prefix     netip.Prefix // of an address or a route
 	MTU        int          // SetMTU, AddRoute, ChangeRoute
 	Deprecated bool         // SetAddress
+	Source     netip.Addr   // AddRoute, ChangeRoute
 }
 
 // String is one line for a log.
@@ -54,6 +55,9 @@ func (c Change) String() string {
 	mtu := ""
 	if c.MTU != 0 {
 		mtu = fmt.Sprintf(" mtu %d", c.MTU)
+	}
+	if c.Source.IsValid() {
+		mtu += " src " + c.Source.String()
 	}
 	switch c.Op {
 	case AddUnreachable:
@@ -100,7 +104,7 @@ func Diff(have State, want Config) []Change {
 		out = append(out, diffLink(have, want)...)
 		out = append(out, diffRoutes(have.Routes, want.Routes, want.Link)...)
 	}
-	sortChanges(out)
+	Sort(out)
 	return out
 }
 
@@ -144,20 +148,20 @@ func diffAddresses(have, want []Address, link string) []Change {
 }
 
 func diffRoutes(have, want []Route, link string) []Change {
-	had := make(map[netip.Prefix]int, len(have))
+	had := make(map[netip.Prefix]Route, len(have))
 	for _, r := range have {
-		had[r.Prefix] = r.MTU
+		had[r.Prefix] = r
 	}
 	var out []Change
 	wanted := make(map[netip.Prefix]bool, len(want))
 	for _, r := range want {
-		mtu, there := had[r.Prefix]
+		was, there := had[r.Prefix]
 		switch {
 		case wanted[r.Prefix]: // stands twice: the first one counts
 		case !there:
-			out = append(out, Change{Op: AddRoute, Link: link, Prefix: r.Prefix, MTU: r.MTU})
-		case mtu != r.MTU:
-			out = append(out, Change{Op: ChangeRoute, Link: link, Prefix: r.Prefix, MTU: r.MTU})
+			out = append(out, Change{Op: AddRoute, Link: link, Prefix: r.Prefix, MTU: r.MTU, Source: r.Source})
+		case was != r:
+			out = append(out, Change{Op: ChangeRoute, Link: link, Prefix: r.Prefix, MTU: r.MTU, Source: r.Source})
 		}
 		wanted[r.Prefix] = true
 	}
@@ -178,11 +182,12 @@ func diffRemove(have State, c Config) []Change {
 	for _, u := range have.Unreachable {
 		out = append(out, Change{Op: DropUnreachable, Prefix: u})
 	}
-	sortChanges(out)
+	Sort(out)
 	return out
 }
 
-func sortChanges(changes []Change) {
+// Sort puts changes in the order in which Diff yields them.
+func Sort(changes []Change) {
 	slices.SortFunc(changes, func(a, b Change) int {
 		return cmp.Or(cmp.Compare(a.Op, b.Op), peers.ComparePrefix(a.Prefix, b.Prefix))
 	})

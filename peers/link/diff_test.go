@@ -21,7 +21,7 @@ func TestDiff(t *testing.T) {
 	right := State{
 		MTU: 1420, Up: true, Unreachable: []netip.Prefix{mesh()},
 		Addresses: []Address{{pfx("1:100:5:0:1/128"), false}, {pfx("1::3/128"), true}},
-		Routes:    []Route{{pfx("1:200:6::/96"), 0}, {pfx("1:200:7::/96"), 1380}},
+		Routes:    []Route{{Prefix: pfx("1:200:6::/96"), MTU: 0}, {Prefix: pfx("1:200:7::/96"), MTU: 1380}},
 	}
 	want := Config{
 		Link: "weft0", AddressesOn: "lo", MTU: 1420, Unreachable: mesh(), Up: true,
@@ -56,9 +56,15 @@ func TestDiff(t *testing.T) {
 		}, `
 			set address fd12:3456:789a:1::3/128 on lo
 			set address fd12:3456:789a:1:100:5:0:1/128 deprecated on lo`},
-		{"a route's MTU", func(_ *State, w *Config) { w.Routes = []Route{{pfx("1:200:6::/96"), 1300}, {pfx("1:200:7::/96"), 0}} }, `
+		{"a route's MTU", func(_ *State, w *Config) {
+			w.Routes = []Route{{Prefix: pfx("1:200:6::/96"), MTU: 1300}, {Prefix: pfx("1:200:7::/96"), MTU: 0}}
+		}, `
 			change route fd12:3456:789a:1:200:6::/96 dev weft0 mtu 1300
 			change route fd12:3456:789a:1:200:7::/96 dev weft0`},
+		{"a route's source", func(_ *State, w *Config) {
+			w.Routes = []Route{{Prefix: pfx("1:200:6::/96"), Source: pfx("1:200:5:0:1/128").Addr()}, {Prefix: pfx("1:200:7::/96"), MTU: 1380}}
+		}, `
+			change route fd12:3456:789a:1:200:6::/96 dev weft0 src fd12:3456:789a:1:200:5:0:1`},
 		{"a stray link-local address", func(h *State, _ *Config) { h.Strays = []netip.Prefix{netip.MustParsePrefix("fe80::5/64")} }, `
 			drop address fe80::5/64 on weft0`},
 		{"the MTU is left alone", func(_ *State, w *Config) { w.MTU = 0 }, ""},
@@ -111,7 +117,7 @@ func model(s State, changes []Change) State {
 			if there := slices.ContainsFunc(s.Routes, route); there != (c.Op == ChangeRoute) {
 				panic(c.String() + ": the kernel would refuse it")
 			}
-			s.Routes = append(slices.DeleteFunc(slices.Clone(s.Routes), route), Route{c.Prefix, c.MTU})
+			s.Routes = append(slices.DeleteFunc(slices.Clone(s.Routes), route), Route{c.Prefix, c.MTU, c.Source})
 		case DropRoute:
 			s.Routes = slices.DeleteFunc(slices.Clone(s.Routes), route)
 		}
@@ -129,7 +135,7 @@ func states() *rapid.Generator[State] {
 			s.Addresses = append(s.Addresses, Address{pfx(fmt.Sprintf("%d::1/128", n)), rapid.Bool().Draw(t, "deprecated")})
 		}
 		for _, n := range rapid.SliceOfDistinct(rapid.IntRange(0, 5), rapid.ID).Draw(t, "routes") {
-			s.Routes = append(s.Routes, Route{pfx(fmt.Sprintf("%d::/96", n)), rapid.SampledFrom([]int{0, 1280, 1300}).Draw(t, "route mtu")})
+			s.Routes = append(s.Routes, Route{pfx(fmt.Sprintf("%d::/96", n)), rapid.SampledFrom([]int{0, 1280, 1300}).Draw(t, "route mtu"), rapid.SampledFrom([]netip.Addr{{}, pfx("1:200:5:0:1/128").Addr()}).Draw(t, "source")})
 		}
 		for _, n := range rapid.SliceOfDistinct(rapid.IntRange(0, 2), rapid.ID).Draw(t, "unreachable") {
 			s.Unreachable = append(s.Unreachable, []netip.Prefix{mesh(), netip.MustParsePrefix("fd99::/48"), netip.MustParsePrefix("fd98::/48")}[n])
@@ -185,11 +191,11 @@ func TestSetRefuses(t *testing.T) {
 		{"no mesh prefix", Config{Link: "x"}, "want an IPv6 prefix without host bits"},
 		{"host bits", Config{Link: "x", Unreachable: netip.MustParsePrefix("fd12::1/48")}, "without host bits"},
 		{"address outside", Config{Link: "x", Unreachable: mesh(), Addresses: []Address{{netip.MustParsePrefix("2001:db8::1/128"), false}}}, "outside the mesh's"},
-		{"route with host bits", Config{Link: "x", Unreachable: mesh(), Routes: []Route{{pfx("1::1/64"), 0}}}, "without host bits"},
+		{"route with host bits", Config{Link: "x", Unreachable: mesh(), Routes: []Route{{Prefix: pfx("1::1/64"), MTU: 0}}}, "without host bits"},
 		{"small MTU", Config{Link: "x", Unreachable: mesh(), MTU: 1279}, "at least 1280"},
-		{"small MTU of a route", Config{Link: "x", Unreachable: mesh(), Routes: []Route{{pfx("1::/64"), 1000}}}, "at least 1280"},
+		{"small MTU of a route", Config{Link: "x", Unreachable: mesh(), Routes: []Route{{Prefix: pfx("1::/64"), MTU: 1000}}}, "at least 1280"},
 		{"nowhere for addresses", Config{Unreachable: mesh(), Addresses: []Address{{pfx("1::1/128"), false}}}, "no link to hold them"},
-		{"nowhere for routes", Config{Unreachable: mesh(), Routes: []Route{{pfx("1::/64"), 0}}}, "no link"},
+		{"nowhere for routes", Config{Unreachable: mesh(), Routes: []Route{{Prefix: pfx("1::/64"), MTU: 0}}}, "no link"},
 	}
 	for _, tt := range tests {
 		if _, err := Set(nil, tt.c); err == nil || !strings.Contains(err.Error(), tt.want) {
@@ -208,7 +214,7 @@ func FuzzDiff(f *testing.F) {
 					continue
 				}
 				seen[x] = true
-				s.Routes = append(s.Routes, Route{pfx(fmt.Sprintf("%x::/96", x>>2)), int(x&1) * 1280})
+				s.Routes = append(s.Routes, Route{Prefix: pfx(fmt.Sprintf("%x::/96", x>>2)), MTU: int(x&1) * 1280})
 				s.Addresses = append(s.Addresses, Address{pfx(fmt.Sprintf("%x::1/128", x>>2)), x&2 != 0})
 			}
 			slices.SortFunc(s.Routes, func(a, b Route) int { return a.Prefix.Addr().Compare(b.Prefix.Addr()) })

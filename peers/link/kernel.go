@@ -115,7 +115,8 @@ func (k *kernel) readRoutes(s *State, link netlink.Link) error {
 		case r.Type == unix.RTN_UNREACHABLE:
 			s.Unreachable = append(s.Unreachable, prefix)
 		case link != nil && r.LinkIndex == link.Attrs().Index && len(r.MultiPath) == 0:
-			s.Routes = append(s.Routes, Route{prefix, r.MTU})
+			source, _ := netip.AddrFromSlice(r.Src)
+			s.Routes = append(s.Routes, Route{Prefix: prefix, MTU: r.MTU, Source: source})
 		}
 	}
 	return nil
@@ -210,7 +211,7 @@ func (k *kernel) change(link netlink.Link, c Change) error {
 }
 
 func route(link netlink.Link, c Change) *netlink.Route {
-	return &netlink.Route{Dst: netns.IPNet(c.Prefix), LinkIndex: link.Attrs().Index, Protocol: Protocol, MTU: c.MTU}
+	return &netlink.Route{Dst: netns.IPNet(c.Prefix), LinkIndex: link.Attrs().Index, Protocol: Protocol, MTU: c.MTU, Src: c.Source.AsSlice()}
 }
 
 func unreachable(prefix netip.Prefix) *netlink.Route {

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 
 	"github.com/weftmesh/weft/peers/netns"
 )
@@ -52,6 +53,9 @@ type Address struct {
 type Route struct {
 	Prefix netip.Prefix // masked
 	MTU    int          // bytes; 0: the link's
+	// Source is what packets of the host's own have as a source, ICMPv6 errors too: one
+	// of its addresses. The zero Addr: the kernel chooses.
+	Source netip.Addr
 }
 
 func (c Config) addressesOn() string {
@@ -127,6 +131,27 @@ func Set(plane *netns.Handle, c Config) (changes []string, err error) {
 		}
 	}
 	return changes, fmt.Errorf("configure link %s: somebody else changes it at the same time", c.Link)
+}
+
+// Apply carries out changes that are known without asking the kernel, as Diff would
+// yield them, and returns those that were made, one line each. Each is one message
+// to the kernel, besides one for each link that they name: the cost is that of the
+// changes, however many routes there are. An error says that the kernel does not
+// hold what the caller believed, or that a link is gone: Set finds out.
+func Apply(plane *netns.Handle, changes []Change) (done []string, err error) {
+	if len(changes) == 0 {
+		return nil, nil
+	}
+	k, err := openKernel(plane)
+	if err != nil {
+		return nil, err
+	}
+	defer k.Close()
+	done, err = k.apply(changes)
+	if err == nil && len(done) < len(changes) {
+		err = fmt.Errorf("link %s: %w", changes[len(changes)-1].Link, os.ErrNotExist)
+	}
+	return done, err
 }
 
 // Remove takes away what Set put, and nothing else: our routes, the unreachable

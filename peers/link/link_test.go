@@ -53,7 +53,7 @@ func hostConfig() Config {
 	return Config{
 		Link: "weft0", AddressesOn: "lo", MTU: 1420, Unreachable: mesh(), Up: true,
 		Addresses: []Address{{pfx("0:100:5:0:1/128"), false}, {pfx("1:100:5:0:1/128"), false}, {pfx("1::3/128"), true}, {pfx(":3/128"), true}},
-		Routes:    []Route{{pfx("0:200:6:0:1/128"), 0}, {pfx("1:200:6::/96"), 0}, {pfx("1:200:7::/96"), 1380}},
+		Routes:    []Route{{Prefix: pfx("0:200:6:0:1/128"), MTU: 0}, {Prefix: pfx("1:200:6::/96"), MTU: 0}, {Prefix: pfx("1:200:7::/96"), MTU: 1380}},
 	}
 }
 
@@ -266,7 +266,7 @@ func TestLaptopKeepsItsOwn(t *testing.T) {
 	c := Config{
 		Link: "weft0", MTU: 1420, Unreachable: mesh(), Up: true,
 		Addresses: []Address{{pfx("1:100:5:9:2/128"), false}, {pfx("1:100:5:9:1/128"), true}},
-		Routes:    []Route{{pfx("1::/64"), 0}, {pfx("0:100:5:0:1/128"), 0}},
+		Routes:    []Route{{Prefix: pfx("1::/64"), MTU: 0}, {Prefix: pfx("0:100:5:0:1/128"), MTU: 0}},
 	}
 	set(t, ns, c)
 	got := state(t, nl)

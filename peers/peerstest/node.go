@@ -94,11 +94,26 @@ func cable(t *testing.T, a *netns.Handle, nameA string, b *netns.Handle, nameB s
 
 func newNode(t *testing.T, open Opener, underlay *netns.Handle, n byte) *node {
 	t.Helper()
-	x := &node{T: t, Site: Site{Plane: newSpace(t), Underlay: underlay}, key: newKey(t)}
+	return newNodeAt(t, open, Site{Plane: newSpace(t), Underlay: underlay}, n)
+}
+
+// newNeighbour makes a node with its sockets where another one has its own, on the
+// next port.
+func newNeighbour(t *testing.T, open Opener, of *node, n byte) *node {
+	t.Helper()
+	x := newNode(t, open, of.Underlay, n)
+	x.at6 = netip.AddrPortFrom(x.at6.Addr(), of.at6.Port()+1)
+	x.at4 = netip.AddrPortFrom(x.at4.Addr(), x.at6.Port())
+	return x
+}
+
+func newNodeAt(t *testing.T, open Opener, at Site, n byte) *node {
+	t.Helper()
+	x := &node{T: t, Site: at, key: newKey(t)}
 	x.addr = netip.AddrFrom16([16]byte{0: 0xfd, 1: 0x12, 13: n, 15: 2})
 	x.at6 = netip.AddrPortFrom(netip.AddrFrom16([16]byte{0: 0xfd, 15: n}), 51820)
 	x.at4 = netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 0, n}), 51820)
-	setUp(t, underlay, "u0", netip.PrefixFrom(x.at6.Addr(), 64), netip.PrefixFrom(x.at4.Addr(), 24))
+	setUp(t, x.Underlay, "u0", netip.PrefixFrom(x.at6.Addr(), 64), netip.PrefixFrom(x.at4.Addr(), 24))
 	x.dev = open(t, x.Site)
 	t.Cleanup(func() {
 		if err := x.dev.Close(); err != nil {

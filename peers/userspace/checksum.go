@@ -1,81 +1,72 @@
 package userspace
 
-import "encoding/binary"
-
-// Read is the inner device's, which completes the checksums that the kernel left to
-// it, but one value wrongly: of UDP over IPv6, a checksum that comes to 0 is sent as
-// 0xffff (RFC 8200 section 8.1). With 0 every receiver drops the packet: one in 65,536.
-func (l *link) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
-	n, err := l.Device.Read(bufs, sizes, offset)
-	for i := range n {
-		mangleChecksum(bufs[i][offset : offset+sizes[i]])
-	}
-	return n, err
-}
-
-const (
-	protoHopByHop = 0
-	protoUDP      = 17
-	protoRouting  = 43
-	protoDestOpts = 60
-
-	ip6Header    = 40
-	udpHeader    = 8
-	checksumAt   = 6      // in the UDP header
-	checksumZero = 0xffff // how a checksum of 0 is written
+import (
+	"encoding/binary"
+	"math/bits"
 )
 
-// mangleChecksum changes the UDP checksum of an IPv6 packet from 0 to 0xffff if that
-// is the right one. A packet that has none (RFC 6935: tunnels) stays without.
-func mangleChecksum(packet []byte) {
-	udp := udpOf(packet)
-	if udp == nil || udp[checksumAt] != 0 || udp[checksumAt+1] != 0 {
-		return
+// completeSum computes the internet checksum (RFC 1071) of packet from start on, in
+// whose field, at offset, is what the pseudo-header adds to it.
+//
+// UDP's that comes to 0 is written as 0xffff (RFC 768, RFC 8200 section 8.1): 0 means
+// that there is none, and over IPv6 every receiver drops such a packet. wireguard-go's
+// own link gets that wrong, for one datagram in 65,536.
+func completeSum(packet []byte, start, offset int) {
+	s := ^fold(sum(packet[start:], 0))
+	if s == 0 && offset == udpChecksumAt {
+		s = 0xffff
 	}
-	// The pseudo-header: both addresses, the length, the protocol.
-	sum := uint64(len(udp)) + protoUDP
-	sum = add(add(sum, packet[8:ip6Header]), udp)
-	for sum > 0xffff {
-		sum = sum>>16 + sum&0xffff
-	}
-	if sum == 0xffff {
-		binary.BigEndian.PutUint16(udp[checksumAt:], checksumZero)
-	}
+	binary.BigEndian.PutUint16(packet[start+offset:], s)
 }
 
-// add sums 16-bit words; an odd byte at the end is padded with 0.
-func add(sum uint64, b []byte) uint64 {
-	for ; len(b) >= 2; b = b[2:] {
-		sum += uint64(b[0])<<8 | uint64(b[1])
+// sum adds the 16-bit words of b, in the byte order of this machine, as they may be;
+// an odd byte at the end is padded with 0.
+func sum(b []byte, initial uint64) uint64 {
+	s, carry := initial, uint64(0)
+	for len(b) >= 64 {
+		s, carry = bits.Add64(s, binary.NativeEndian.Uint64(b[0:]), 0)
+		s, carry = bits.Add64(s, binary.NativeEndian.Uint64(b[8:]), carry)
+		s, carry = bits.Add64(s, binary.NativeEndian.Uint64(b[16:]), carry)
+		s, carry = bits.Add64(s, binary.NativeEndian.Uint64(b[24:]), carry)
+		s, carry = bits.Add64(s, binary.NativeEndian.Uint64(b[32:]), carry)
+		s, carry = bits.Add64(s, binary.NativeEndian.Uint64(b[40:]), carry)
+		s, carry = bits.Add64(s, binary.NativeEndian.Uint64(b[48:]), carry)
+		s, carry = bits.Add64(s, binary.NativeEndian.Uint64(b[56:]), carry)
+		s, carry = bits.Add64(s, carry, 0)
+		s += carry
+		b = b[64:]
 	}
-	if len(b) == 1 {
-		sum += uint64(b[0]) << 8
+	for len(b) >= 8 {
+		s, carry = bits.Add64(s, binary.NativeEndian.Uint64(b), 0)
+		s += carry
+		b = b[8:]
 	}
-	return sum
+	if len(b) > 0 {
+		var rest [8]byte
+		copy(rest[:], b)
+		s, carry = bits.Add64(s, binary.NativeEndian.Uint64(rest[:]), 0)
+		s += carry
+	}
+	return s
 }
 
-// udpOf returns the UDP datagram in a whole IPv6 packet; nil if there is none, or it
-// is a fragment.
-func udpOf(packet []byte) []byte {
-	if len(packet) < ip6Header || packet[0]>>4 != 6 {
-		return nil
+// addWords adds words in network order to a sum.
+func addWords(s uint64, words ...uint16) uint64 {
+	var b [2]byte
+	for _, w := range words {
+		binary.BigEndian.PutUint16(b[:], w)
+		s = sum(b[:], s)
 	}
-	next, rest := packet[6], packet[ip6Header:]
-	for next == protoHopByHop || next == protoRouting || next == protoDestOpts {
-		if len(rest) < 2 {
-			return nil
-		}
-		size := 8 * (int(rest[1]) + 1)
-		if len(rest) < size {
-			return nil
-		}
-		next, rest = rest[0], rest[size:]
-	}
-	if next != protoUDP || len(rest) < udpHeader {
-		return nil
-	}
-	if size := int(binary.BigEndian.Uint16(rest[4:])); size >= udpHeader && size <= len(rest) {
-		return rest[:size]
-	}
-	return nil
+	return s
+}
+
+// fold makes 16 bits of a sum, in network order.
+func fold(s uint64) uint16 {
+	s = s>>32 + s&0xffffffff
+	s = s>>32 + s&0xffffffff
+	s = s>>16 + s&0xffff
+	s = s>>16 + s&0xffff
+	var b [2]byte
+	binary.NativeEndian.PutUint16(b[:], uint16(s))
+	return binary.BigEndian.Uint16(b[:])
 }

@@ -9,73 +9,50 @@ import (
 	"time"
 )
 
-// datagram makes an IPv6 packet with a UDP datagram, whose checksum field is 0.
-func datagram(from, to netip.AddrPort, payload []byte, extensions ...byte) []byte {
-	p := make([]byte, ip6Header)
-	p[0], p[6], p[7] = 6<<4, protoUDP, 64
-	binary.BigEndian.PutUint16(p[4:], uint16(len(extensions)+udpHeader+len(payload)))
-	copy(p[8:], from.Addr().AsSlice())
-	copy(p[24:], to.Addr().AsSlice())
-	if len(extensions) > 0 {
-		p[6] = protoDestOpts
-	}
-	p = append(p, extensions...)
-	p = binary.BigEndian.AppendUint16(p, from.Port())
-	p = binary.BigEndian.AppendUint16(p, to.Port())
-	p = binary.BigEndian.AppendUint16(p, uint16(udpHeader+len(payload)))
-	return append(append(p, 0, 0), payload...)
-}
-
-// toZero returns the payload with which the checksum from one end to the other is 0:
-// all that is summed makes 0xffff.
+// toZero returns the payload of a UDP datagram with which its checksum from one end to
+// the other is 0: all that is summed makes 0xffff.
 func toZero(from, to netip.AddrPort) []byte {
-	sum := uint64(udpHeader+2) + protoUDP + uint64(from.Port()) + uint64(to.Port()) + udpHeader + 2
-	sum = add(add(sum, from.Addr().AsSlice()), to.Addr().AsSlice())
-	for sum > 0xffff {
-		sum = sum>>16 + sum&0xffff
+	const size = udpHeader + 2
+	s := slowSum(append(from.Addr().AsSlice(), to.Addr().AsSlice()...))
+	s += size + protoUDP + uint64(from.Port()) + uint64(to.Port()) + size
+	for s > 0xffff {
+		s = s>>16 + s&0xffff
 	}
-	return binary.BigEndian.AppendUint16(nil, uint16(0xffff-sum))
+	return binary.BigEndian.AppendUint16(nil, uint16(0xffff-s))
 }
 
-func TestMangleChecksum(t *testing.T) {
-	t.Parallel()
-	from, to := netip.MustParseAddrPort("[fd12::1]:4000"), netip.MustParseAddrPort("[fd12::2]:53")
-	zero := toZero(from, to)
-	other := []byte{zero[0], zero[1] ^ 1}
-	set := datagram(from, to, zero)
-	set[ip6Header+checksumAt] = 0x12
-	fragment := datagram(from, to, zero)
-	fragment[6] = 44
-	tcp := datagram(from, to, zero)
-	tcp[6] = 6
-	v4 := datagram(from, to, zero)
-	v4[0] = 4 << 4
-	options := []byte{protoUDP, 0, 1, 4, 0, 0, 0, 0}
-	for _, test := range []struct {
-		name    string
-		packet  []byte
-		changed bool
-	}{
-		{"it comes to 0", datagram(from, to, zero), true},
-		{"behind destination options", datagram(from, to, zero, options...), true},
-		{"there is none: it would be another", datagram(from, to, other), false},
-		{"there is one", set, false},
-		{"a fragment", fragment, false},
-		{"TCP", tcp, false},
-		{"IPv4", v4, false},
-		{"cut short", datagram(from, to, zero)[:ip6Header+udpHeader], false},
-		{"options cut short", datagram(from, to, zero, options...)[:ip6Header+4], false},
-		{"nothing", nil, false},
-	} {
-		was := slices.Clone(test.packet)
-		mangleChecksum(test.packet)
-		if changed := !slices.Equal(was, test.packet); changed != test.changed {
-			t.Errorf("%s: changed: %t", test.name, changed)
-		}
-		if udp := udpOf(test.packet); test.changed && (udp[6] != 0xff || udp[7] != 0xff) {
-			t.Errorf("%s: the checksum is %x", test.name, udp[6:8])
-		}
+// slowSum adds words of 16 bits one by one.
+func slowSum(b []byte) (s uint64) {
+	for ; len(b) >= 2; b = b[2:] {
+		s += uint64(binary.BigEndian.Uint16(b))
 	}
+	if len(b) == 1 {
+		s += uint64(b[0]) << 8
+	}
+	return s
+}
+
+func slowFold(s uint64) uint16 {
+	for s > 0xffff {
+		s = s>>16 + s&0xffff
+	}
+	return uint16(s)
+}
+
+// The sum of any bytes, in one piece or two, is that of their words one by one.
+func FuzzSum(f *testing.F) {
+	f.Add([]byte{1, 2, 3}, uint16(0))
+	f.Add(slices.Repeat([]byte{0xff}, 65535), uint16(2000))
+	f.Fuzz(func(t *testing.T, b []byte, at uint16) {
+		want := slowFold(slowSum(b))
+		if got := fold(sum(b, 0)); got != want {
+			t.Fatalf("fold(sum) = %#x, want %#x", got, want)
+		}
+		cut := min(len(b), int(at)) &^ 1
+		if got := fold(sum(b[cut:], sum(b[:cut], 0))); got != want {
+			t.Fatalf("in two pieces, cut at %d: %#x, want %#x", cut, got, want)
+		}
+	})
 }
 
 // A datagram whose checksum comes to 0 arrives like any other. The kernel leaves the

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -143,7 +142,7 @@ func (c impatient) Write(b []byte) (int, error) {
 }
 
 // dial connects to the device's socket. The connection ends with ctx.
-func dial(ctx context.Context, path string) (io.ReadWriteCloser, error) {
+func dial(ctx context.Context, path string) (*client, error) {
 	conn, err := new(net.Dialer).DialContext(ctx, "unix", path)
 	if err != nil {
 		return nil, err

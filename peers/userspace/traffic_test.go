@@ -72,7 +72,7 @@ func newNode(t *testing.T, underlay *netns.Handle, n byte) *node {
 	x.at6 = netip.AddrPortFrom(netip.AddrFrom16([16]byte{0: 0xfd, 15: n}), 51820)
 	x.at4 = netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 0, n}), 51820)
 	x.setUp(underlay, "u0", netip.PrefixFrom(x.at6.Addr(), 64), netip.PrefixFrom(x.at4.Addr(), 24))
-	x.dev = open(t, Config{Plane: x.plane, Bind: nsBind{conn.NewDefaultBind(), underlay}, Log: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))})
+	x.dev = open(t, Config{Plane: x.plane, Bind: nsBind{newBind(), underlay}, Log: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))})
 	x.setUp(x.plane, "wg0", netip.PrefixFrom(x.addr, 32))
 	return x
 }

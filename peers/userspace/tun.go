@@ -16,14 +16,18 @@ import (
 const tunPath = "/dev/net/tun"
 
 // link is a TUN link that lives in a namespace of its own. It differs from
-// wireguard-go's in two ways. MTU is asked inside that namespace: outside there is
+// wireguard-go's in this. Packets are read by reader, and only while there is room in
+// wireguard-go. MTU is asked inside that namespace: outside there is
 // no such link, or somebody else's of the same name. And the link going up or down
 // does not open and close the UDP sockets: the device is up as long as it exists,
 // so that an error of opening them reaches whoever asked for the port.
 type link struct {
 	tun.Device
-	events chan tun.Event
-	ended  chan struct{} // closed when the inner device's goroutines are gone
+	reader  *reader
+	out, in *gate
+	load    *load
+	events  chan tun.Event
+	ended   chan struct{} // closed when the inner device's goroutines are gone
 
 	mu    sync.Mutex
 	plane *netns.Handle // guarded by mu, as is mtu
@@ -61,11 +65,17 @@ func makeLink(plane *netns.Handle, name string, mtu int) (*link, error) {
 	} else if !errors.As(err, new(netlink.LinkNotFoundError)) {
 		return nil, fmt.Errorf("look for a link of that name: %w", err)
 	}
-	l := &link{plane: plane, mtu: mtu, events: make(chan tun.Event), ended: make(chan struct{})}
+	l := &link{plane: plane, mtu: mtu, out: newGate(inFlight), in: newGate(inFlight), events: make(chan tun.Event), ended: make(chan struct{})}
+	l.load = newLoad(l.out, l.in)
 	err = plane.Do(func() (err error) {
 		l.Device, err = openTUN(name, mtu)
 		return err
 	})
+	if err == nil {
+		if l.reader, err = newReader(l.File(), l.load); err != nil {
+			l.Device.Close()
+		}
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -143,6 +153,24 @@ func (l *link) filter() {
 func drain(events <-chan tun.Event) {
 	for range events {
 	}
+}
+
+// BatchSize implements tun.Device.
+func (l *link) BatchSize() int { return batchSize }
+
+// Read implements tun.Device.
+func (l *link) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
+	l.out.wait()
+	n, err := l.reader.read(bufs, sizes, offset)
+	l.out.enter(n)
+	return n, err
+}
+
+// Write implements tun.Device.
+func (l *link) Write(bufs [][]byte, offset int) (int, error) {
+	n, err := l.Device.Write(bufs, offset)
+	l.in.leave(len(bufs))
+	return n, err
 }
 
 func (l *link) Events() <-chan tun.Event { return l.events }

@@ -1,27 +1,25 @@
 // Package userspace is a peers.Device that needs no WireGuard in the kernel:
 // wireguard-go on a TUN link. It is configured as a stranger would, by UAPI text
-// over its unix socket, so `wg show` works and the device could live in another
-// process. Addresses, routes, the firewall and bringing the link up are for others.
+// over its unix socket, so `wg show` works and the device can live in a process of
+// its own, see Serve and Attach. Addresses, routes, the firewall and bringing the link up
+// are for others.
 //
-// # Memory
+// # Memory and speed
 //
 // wireguard-go takes a 64 KiB buffer per packet in flight, from pools whose size is
-// a constant of its build (unbounded on Linux); they shrink at garbage collection.
-// A process that must stay small sets debug.SetMemoryLimit.
+// a constant of its build (unbounded on Linux). So few packets are let in at a time
+// (gate); the others wait where they are small, in turns (fairQueue), or in the kernel.
+// A process that holds nothing but a device calls Tune.
 package userspace
 
 import (
-	"cmp"
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 
 	"golang.zx2c4.com/wireguard/conn"
 	"golang.zx2c4.com/wireguard/device"
@@ -46,17 +44,18 @@ type Config struct {
 	Plane     *netns.Handle
 	SocketDir string       // of the UAPI socket NAME.sock; "": DefaultSocketDir
 	Log       *slog.Logger // nil: silent
-	Bind      conn.Bind    // the UDP sockets; nil: wireguard-go's
+	Bind      conn.Bind    // the UDP sockets; nil: ours, see bind
+
+	about *About
 }
 
 // Device is one link. See peers.Device, and New.
 type Device struct {
-	name string
-	uapi *server
-	link *link
-	dev  *device.Device
-	// fragment: the UDP sockets are ours to set options on.
-	fragment bool
+	talker
+	uapi  *server
+	link  *link
+	dev   *device.Device
+	about *About // who answers on the socket, if it is a process for this device alone
 
 	closed    atomic.Bool
 	closeOnce sync.Once
@@ -101,22 +100,23 @@ func (c *Config) validate() error {
 }
 
 func (c *Config) open() (_ *Device, err error) {
-	d := &Device{name: c.Name, fragment: c.Bind == nil}
-	if c.Bind == nil {
-		c.Bind = conn.NewDefaultBind()
-	}
+	d := &Device{about: c.about}
+	d.talker = talker{name: c.Name, path: filepath.Join(c.SocketDir, c.Name+".sock"), ready: d.ready}
 	defer func() {
 		if err != nil {
 			d.Close()
 		}
 	}()
-	if d.uapi, err = listen(filepath.Join(c.SocketDir, c.Name+".sock")); err != nil {
+	if d.uapi, err = listen(d.path); err != nil {
 		return nil, fmt.Errorf("its socket: %w", err)
 	}
 	if d.link, err = openLink(c.Plane, c.Name, c.MTU); err != nil {
 		return nil, err
 	}
-	d.dev = device.NewDevice(d.link, c.Bind, logger(c.Log, c.Name))
+	if c.Bind == nil {
+		c.Bind = &bind{load: d.link.load}
+	}
+	d.dev = device.NewDevice(d.link, &gatedBind{Bind: c.Bind, out: d.link.out, in: d.link.in}, logger(c.Log, c.Name))
 	// On a goroutine of its own: the caller may be in another namespace, and the
 	// sockets belong into the process's.
 	up := make(chan error, 1)
@@ -124,16 +124,7 @@ func (c *Config) open() (_ *Device, err error) {
 	if err = <-up; err != nil {
 		return nil, fmt.Errorf("open its UDP sockets: %w", err)
 	}
-	d.uapi.serve(d.dev.IpcHandle)
-	if d.fragment {
-		ctx, cancel := context.WithTimeout(context.Background(), patience)
-		defer cancel()
-		now, err := d.Config(ctx)
-		if err == nil {
-			err = allowFragments(now.ListenPort)
-		}
-		return d, err
-	}
+	d.uapi.serve(d.handle)
 	return d, nil
 }
 
@@ -150,114 +141,6 @@ func logger(log *slog.Logger, name string) *device.Logger {
 		}
 	}
 	return out
-}
-
-// Config implements peers.Device.
-func (d *Device) Config(ctx context.Context) (peers.Config, error) {
-	c, _, err := d.get(ctx)
-	return c, err
-}
-
-// Stats implements peers.Device.
-func (d *Device) Stats(ctx context.Context) ([]peers.Stats, error) {
-	_, stats, err := d.get(ctx)
-	return stats, err
-}
-
-func (d *Device) get(ctx context.Context) (config peers.Config, stats []peers.Stats, err error) {
-	err = d.talk(ctx, []byte("get=1\n\n"), func(answer io.Reader) (err error) {
-		config, stats, err = Parse(answer)
-		return err
-	})
-	if err != nil {
-		return peers.Config{}, nil, fmt.Errorf("ask %s: %w", d.name, err)
-	}
-	return config, stats, nil
-}
-
-// Apply implements peers.Device. A change that the device refuses does not keep the
-// later ones from being made: a port that is taken must not stop a revocation. The
-// error names each one that was refused.
-func (d *Device) Apply(ctx context.Context, changes []peers.Change) error {
-	if err := d.ready(ctx); err != nil {
-		return fmt.Errorf("configure %s: %w", d.name, err)
-	}
-	var refused []error
-	for batch := range batches(changes) {
-		err := d.set(ctx, batch)
-		var no syscall.Errno
-		if errors.As(err, &no) {
-			err = d.oneByOne(ctx, batch, &refused)
-		}
-		if err != nil {
-			return errors.Join(append(refused, fmt.Errorf("configure %s: %w", d.name, err))...)
-		}
-	}
-	return errors.Join(refused...)
-}
-
-// oneByOne finds out which changes of a batch the device refuses: it only says that
-// it refused one, and left the rest. Each may be made twice.
-func (d *Device) oneByOne(ctx context.Context, batch []peers.Change, refused *[]error) error {
-	for i, c := range batch {
-		err := d.set(ctx, batch[i:i+1])
-		var no syscall.Errno
-		if errors.As(err, &no) {
-			*refused = append(*refused, d.refusal(c, no))
-		} else if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (d *Device) refusal(c peers.Change, no syscall.Errno) error {
-	switch {
-	case c.Op == peers.SetDevice && c.Device.ListenPort != 0:
-		return fmt.Errorf("listen on UDP port %d for %s: %w", c.Device.ListenPort, d.name, no)
-	case c.Op == peers.SetDevice:
-		return fmt.Errorf("set the private key of %s: %w", d.name, no)
-	}
-	return fmt.Errorf("%s peer %s of %s: %w", c.Op, c.Peer.Key, d.name, no)
-}
-
-func (d *Device) set(ctx context.Context, batch []peers.Change) error {
-	text := append([]byte("set=1\n"), Encode(batch)...)
-	err := d.talk(ctx, append(text, '\n'), func(answer io.Reader) error {
-		_, _, err := Parse(answer)
-		return err
-	})
-	if err != nil || !d.fragment {
-		return err
-	}
-	for _, c := range batch {
-		if opensSockets(c) {
-			if err := allowFragments(c.Device.ListenPort); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// talk sends one operation and reads the answer. A connection serves one: when an
-// operation fails, wireguard-go does not find the start of the next.
-func (d *Device) talk(ctx context.Context, request []byte, read func(io.Reader) error) error {
-	if err := d.ready(ctx); err != nil {
-		return err
-	}
-	conn, err := dial(ctx, d.uapi.path)
-	if err == nil {
-		defer conn.Close()
-		if _, err = conn.Write(request); err == nil {
-			err = read(conn)
-		}
-	}
-	if err != nil {
-		// Why the connection ended says more than that it did.
-		return cmp.Or(d.ready(ctx), err)
-	}
-	return nil
 }
 
 // ready tells why nothing can be asked of the device, if so.

@@ -28,7 +28,10 @@ import (
 	"github.com/weftmesh/weft/peers/peerstest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	serveIfAsked()
+	goleak.VerifyTestMain(m)
+}
 
 func needTUN(t *testing.T) {
 	t.Helper()

@@ -1,6 +1,6 @@
 // Command workload is a machine's workload for the lab: over HTTP it tells who it is,
-// over UDP and TCP it says back what it hears, and it sends and counts numbered
-// packets. It is no part of the product.
+// over UDP and TCP it says back what it hears, it sends and counts numbered
+// packets, and it can be a prober. It is no part of the product.
 package main
 
 import (
@@ -12,11 +12,15 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/signal"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/weftmesh/weft/e2e/prober"
 )
 
 // answer is what GET / of any path is answered with, in JSON.
@@ -37,9 +41,18 @@ func main() {
 	first := flag.Uint64("first", 0, "number of the first packet to send")
 	rate := flag.Int("rate", 1000, "packets to send, a second")
 	path := flag.String("record", "", "file to note numbered packets in")
+	control := flag.String("prober", "", "be a prober that listens on this unix socket, and serve nothing else")
+	ports := flag.String("prober-at", "[::]:7,[::]:9", "where a prober listens, over TCP and UDP")
 	flag.Parse()
 	ctx, cancel := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer cancel()
+	if *control != "" {
+		if err := probe(ctx, *control, *name, *ports); err != nil {
+			fmt.Fprintln(os.Stderr, "prober:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	if err := numbered(ctx, *numbers, *to, *first, *rate, *path); err != nil {
 		fmt.Fprintln(os.Stderr, "numbers:", err)
 		os.Exit(1)
@@ -51,6 +64,19 @@ func main() {
 		fmt.Fprintln(os.Stderr, "echo:", err)
 		os.Exit(1)
 	}
+}
+
+// probe is a prober until ctx ends.
+func probe(ctx context.Context, socket, who, at string) error {
+	cfg := prober.Config{Socket: socket, Who: who}
+	for _, text := range strings.FieldsFunc(at, func(r rune) bool { return r == ',' }) {
+		a, err := netip.ParseAddrPort(text)
+		if err != nil {
+			return fmt.Errorf("-prober-at: %w", err)
+		}
+		cfg.Echoes = append(cfg.Echoes, a)
+	}
+	return prober.Serve(ctx, cfg)
 }
 
 // numbered sends numbered packets until ctx ends, or takes them as long as the process

@@ -40,18 +40,19 @@ type Considered struct {
 	Health    string         `json:"health,omitempty"`     // passing or failing; "": it has no checks
 	HealthAge *time.Duration `json:"health_age,omitempty"` // since it began to pass, or to fail
 	Note      string         `json:"note,omitempty"`       // why it fails
+	Cordoned  bool           `json:"cordoned,omitempty"`   // the machine itself
 
 	Host     string        `json:"host"`
 	Region   string        `json:"region"`
 	Distance time.Duration `json:"distance"` // round trip; 0: here, or unknown
 	Basis    string        `json:"basis"`    // here, measured, coordinates, geography or unknown
 	// HostState is what the own probes say: see the peers' states, or "here".
-	HostState   string         `json:"host_state"`
-	Cordoned    bool           `json:"cordoned,omitempty"` // the host, or the machine itself
-	AskedAge    *time.Duration `json:"asked_age,omitempty"`
-	AnsweredAge *time.Duration `json:"answered_age,omitempty"` // since the host's last answer to a probe
-	SuspectAge  *time.Duration `json:"suspect_age,omitempty"`
-	AbsentAge   *time.Duration `json:"absent_age,omitempty"` // since the controllers lost the host
+	HostState    string         `json:"host_state"`
+	HostCordoned bool           `json:"host_cordoned,omitempty"`
+	AskedAge     *time.Duration `json:"asked_age,omitempty"`
+	AnsweredAge  *time.Duration `json:"answered_age,omitempty"` // since the host's last answer to a probe
+	SuspectAge   *time.Duration `json:"suspect_age,omitempty"`
+	AbsentAge    *time.Duration `json:"absent_age,omitempty"` // since the controllers lost the host
 	// CoordinateError says how sure the host's network coordinate is, from 0 (very) to
 	// 1.5 (not at all); 0: it has none.
 	CoordinateError float64 `json:"coordinate_error,omitempty"`

@@ -29,6 +29,7 @@ type Status struct {
 	ViewAge     time.Duration  `json:"view_age"`              // since it was last known to be current
 	FromCache   bool           `json:"from_cache"`            // no controller has confirmed the view since the start
 	Backend     string         `json:"backend"`
+	Device      string         `json:"device,omitempty"` // version and number of the process that holds a userspace device
 	Link        string         `json:"link"`
 	Namespace   string         `json:"namespace,omitempty"`
 	MTU         int            `json:"mtu"`
@@ -47,6 +48,13 @@ const (
 	PeerUnmeasured = "unmeasured" // no answer yet
 	PeerSuspect    = "suspect"    // answers stopped
 	PeerDead       = "dead"       // suspect, and unknown to the controllers for a while
+	PeerOneWay     = "one-way"    // suspect, and one direction of the tunnel works
+)
+
+// What a one-way tunnel loses.
+const (
+	LostOut = "out" // what is sent to the peer
+	LostIn  = "in"  // what the peer sends
 )
 
 // Peer is one tunnel.
@@ -60,6 +68,8 @@ type Peer struct {
 	Tx            uint64         `json:"tx"`
 	RTT           time.Duration  `json:"rtt"`
 	State         string         `json:"state"`
+	Lost          string         `json:"lost,omitempty"` // of a one-way tunnel
+	MTU           int            `json:"mtu,omitempty"`  // of the routes to a host
 }
 
 // GatewayState is a host that a laptop could connect through.

@@ -3,11 +3,9 @@ package probe
 import (
 	"cmp"
 	"context"
-	"errors"
 	"log/slog"
 	"maps"
 	"math/rand/v2"
-	"net"
 	"net/netip"
 	"slices"
 	"sync"
@@ -25,9 +23,11 @@ type Conn interface {
 
 // Config is what a Prober needs.
 type Config struct {
-	Conn   Conn   // the Prober closes it when Run ends
-	Port   uint16 // at which others answer; default DefaultPort
-	Budget int    // packets a second that are sent to ask; default 200
+	Conn Conn   // the Prober closes it when Run ends
+	Port uint16 // at which others answer; default DefaultPort
+	// Budget is how many packets a second are sent to ask; default 200. A quarter of it
+	// is for large ones, see Path.
+	Budget int
 	Timing Timing
 	// Allowed says whose probes are answered; nil: nobody's.
 	Allowed func(netip.Addr) bool
@@ -54,6 +54,12 @@ type Result struct {
 	RTT          time.Duration // smoothed; 0: not measured
 	Suspect      bool
 	SuspectSince time.Time
+	Way          Way
+	WaySince     time.Time // of a Way that is one-way
+	// MTU is the size of the largest packets that arrive, up to what Tops said. 0: not
+	// known. Tiny: not even these arrive.
+	MTU  int
+	Tiny bool
 }
 
 // Results are by the target's name. They are never changed after they are given
@@ -66,6 +72,12 @@ type Sight struct {
 	Asked    time.Time     // the last probe left; zero: never
 	Answered time.Time     // the last answer came; zero: never
 	Interval time.Duration // between two probes, as of now
+	Heard    time.Time     // anything of its agent came; zero: never
+	// Hears is what it said, at HeardSaid, of how it hears this node. Through is the
+	// address of the host that passed it on; not valid: it said it itself.
+	Hears   Hearing
+	Said    time.Time
+	Through netip.Addr
 }
 
 // Prober probes targets and answers others.
@@ -77,6 +89,10 @@ type Prober struct {
 	mu     sync.Mutex // guards what follows
 	states map[string]*state
 	byAddr map[netip.Addr]*state
+	passed time.Time      // the last pass
+	tops   map[string]int // see Tops
+	search *limiter       // of large packets
+	relay  *limiter       // of what is passed on for others
 }
 
 type state struct {
@@ -84,6 +100,8 @@ type state struct {
 	tracker  *Tracker
 	due      time.Time
 	interval time.Duration
+	path     *Path // nil: nobody asks
+	talk     talk
 }
 
 // New returns a Prober that has no targets yet.
@@ -100,13 +118,32 @@ func New(cfg Config) *Prober {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	p := &Prober{cfg: cfg, wake: make(chan struct{}, 1), states: map[string]*state{}, byAddr: map[netip.Addr]*state{}}
+	p := &Prober{
+		cfg: cfg, wake: make(chan struct{}, 1), states: map[string]*state{}, byAddr: map[netip.Addr]*state{},
+		search: newLimiter(cfg.Budget / largeShare), relay: newLimiter(cfg.Budget / largeShare),
+	}
 	p.results.Store(&Results{})
 	return p
 }
 
-// Results returns what is known now.
-func (p *Prober) Results() Results { return *p.results.Load() }
+// largeShare is the part of the budget that large packets have.
+const largeShare = 4
+
+// Results returns what is known now. Changed tells of news in it; round trips that
+// move by less than a tenth are none, but are here as they are now.
+func (p *Prober) Results() Results {
+	told := *p.results.Load()
+	out := make(Results, len(told))
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for name, r := range told {
+		if s := p.states[name]; s != nil && r.RTT > 0 {
+			r.RTT = s.tracker.Least()
+		}
+		out[name] = r
+	}
+	return out
+}
 
 // Sights returns when each target was last looked at, by name.
 func (p *Prober) Sights() map[string]Sight {
@@ -114,7 +151,10 @@ func (p *Prober) Sights() map[string]Sight {
 	defer p.mu.Unlock()
 	out := make(map[string]Sight, len(p.states))
 	for name, s := range p.states {
-		out[name] = Sight{Asked: s.tracker.Asked(), Answered: s.tracker.Answered(), Interval: s.interval}
+		out[name] = Sight{
+			Asked: s.tracker.Asked(), Answered: s.tracker.Answered(), Interval: s.interval,
+			Heard: s.talk.heard, Hears: s.talk.hears, Said: s.talk.said, Through: s.talk.through,
+		}
 	}
 	return out
 }
@@ -133,6 +173,7 @@ func (p *Prober) Set(targets []Target) {
 			s = &state{tracker: NewTracker(p.cfg.Timing), due: now.Add(t.Wait), interval: p.cfg.Timing.Interval}
 		}
 		s.Target = t
+		s.aim(p.tops[t.Name])
 		states[t.Name], byAddr[t.Addr] = s, s
 	}
 	p.states, p.byAddr = states, byAddr
@@ -171,7 +212,7 @@ func (p *Prober) Run(ctx context.Context) error {
 // pass sends what is due, lets time pass for everybody, publishes, and returns
 // how long nothing is to be done.
 func (p *Prober) pass(now time.Time) time.Duration {
-	for _, packet := range p.due(now) {
+	for _, packet := range append(p.due(now), p.tells(now)...) {
 		// An error is a lost probe: unreachable is what probes are there to find out.
 		p.cfg.Conn.WriteToUDPAddrPort(packet.bytes, packet.to)
 	}
@@ -183,9 +224,16 @@ func (p *Prober) pass(now time.Time) time.Duration {
 	return next
 }
 
+// stoodStill is how long answers are read before others are judged by them.
+const stoodStill = 50 * time.Millisecond
+
 type outgoing struct {
 	bytes []byte
 	to    netip.AddrPort
+}
+
+func (p *Prober) outgoing(packet Packet, to netip.Addr) outgoing {
+	return outgoing{packet.Append(make([]byte, 0, Size+packet.Padding)), netip.AddrPortFrom(to, p.cfg.Port)}
 }
 
 func (p *Prober) due(now time.Time) []outgoing {
@@ -201,13 +249,10 @@ func (p *Prober) due(now time.Time) []outgoing {
 		}
 		nonce := rand.Uint64()
 		s.tracker.Sent(nonce, now)
-		out = append(out, outgoing{
-			Packet{Flags: FlagHoldsData, Nonce: nonce, Timestamp: uint64(now.UnixNano())}.Append(make([]byte, 0, Size)),
-			netip.AddrPortFrom(s.Addr, p.cfg.Port),
-		})
+		out = append(out, p.outgoing(Packet{Flags: s.talk.flags(now), Nonce: nonce, Timestamp: uint64(now.UnixNano())}, s.Addr))
 		s.due = now.Add(time.Duration(float64(s.interval) * (1 - jitter + 2*jitter*rand.Float64())))
 	}
-	return out
+	return append(out, p.largeLocked(now)...)
 }
 
 func (p *Prober) judge(now time.Time) (Results, time.Duration) {
@@ -216,77 +261,43 @@ func (p *Prober) judge(now time.Time) (Results, time.Duration) {
 	results := make(Results, len(p.states))
 	standings := make([]Standing, 0, len(p.states))
 	names := slices.Sorted(maps.Keys(p.states))
+	// A process that stood still has not read the answers that came meanwhile: it judges
+	// nobody before it has.
+	stood := now.Sub(p.passed) > p.cfg.Timing.Interval && !p.passed.IsZero()
+	p.passed = now
 	for _, name := range names {
 		s := p.states[name]
-		s.tracker.Tick(now)
-		r := Result{RTT: s.tracker.RTT(), Suspect: s.tracker.Suspect()}
-		if r.Suspect {
-			r.SuspectSince = s.tracker.SuspectSince()
+		if !stood {
+			s.tracker.Tick(now)
 		}
+		s.judge(now, p.cfg.Timing.SuspectAfter)
+		r := s.result()
 		results[name] = r
-		standings = append(standings, Standing{s.Region, r.RTT, s.tracker.Late(now), r.Suspect})
+		standings = append(standings, Standing{
+			Region: s.Region, RTT: r.RTT, Late: s.tracker.Late(now), Lossy: s.tracker.Lossy(), Suspect: r.Suspect,
+			Back: r.Suspect && !s.talk.heard.IsZero() && now.Sub(s.talk.heard) < p.cfg.Timing.SuspectAfter,
+		})
 	}
 	next := p.cfg.Timing.Interval / 3
-	for i, d := range Intervals(standings, p.cfg.Budget, p.cfg.Timing.Interval) {
+	for i, d := range Intervals(standings, p.cfg.Budget-p.cfg.Budget/largeShare, p.cfg.Timing.Interval) {
 		s := p.states[names[i]]
-		if s.interval = d; s.due.After(now.Add(longest(d))) && s.tracker.RTT() != 0 {
+		if s.interval = d; s.due.After(now.Add(longest(d))) && (s.tracker.RTT() != 0 || standings[i].Back) {
 			s.due = now.Add(d) // promoted to the fast lane
 		}
 		next = min(next, max(s.due.Sub(now), time.Millisecond))
 		if at, ok := s.tracker.Patience(); ok {
 			next = min(next, max(at.Sub(now), time.Millisecond))
 		}
+		if s.looks(now) {
+			next = min(next, max(s.path.Due(s.tracker.RTT()).Sub(now), mtuGap/2))
+		}
 	}
 	if len(names) == 0 || p.cfg.Silent {
+		p.passed = time.Time{}
 		return results, time.Minute // Set wakes
+	}
+	if stood {
+		next = min(next, stoodStill)
 	}
 	return results, next
 }
-
-// receive reads until the connection is closed. A read can fail for one packet's
-// sake; only errors in a row are the connection's own.
-func (p *Prober) receive() error {
-	b := make([]byte, Size+1)
-	for failed := 0; failed < 100; {
-		n, from, err := p.cfg.Conn.ReadFromUDPAddrPort(b)
-		if errors.Is(err, net.ErrClosed) {
-			return err
-		}
-		if err != nil {
-			if failed++; failed == 100 {
-				return err
-			}
-			continue
-		}
-		failed = 0
-		packet, err := Parse(b[:n])
-		if err != nil {
-			continue
-		}
-		p.received(packet, from)
-	}
-	return nil
-}
-
-func (p *Prober) received(packet Packet, from netip.AddrPort) {
-	from = netip.AddrPortFrom(from.Addr().Unmap().WithZone(""), from.Port())
-	if reply, ok := Answer(packet, FlagHoldsData); ok {
-		if p.cfg.Allowed(from.Addr()) {
-			p.cfg.Conn.WriteToUDPAddrPort(reply.Append(make([]byte, 0, Size)), from)
-		}
-		return
-	}
-	p.mu.Lock()
-	s := p.byAddr[from.Addr()]
-	news := s != nil && from.Port() == p.cfg.Port && s.tracker.Received(packet.Nonce, time.Now()) &&
-		changed(p.Results()[s.Name], s.tracker)
-	p.mu.Unlock()
-	if news {
-		select {
-		case p.wake <- struct{}{}:
-		default:
-		}
-	}
-}
-
-func changed(r Result, t *Tracker) bool { return r.RTT != t.RTT() || r.Suspect != t.Suspect() }

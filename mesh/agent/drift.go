@@ -1,0 +1,243 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/weftmesh/weft/mesh/attach"
+	"github.com/weftmesh/weft/peers/link"
+)
+
+// events is what the kernel has told of the data plane and the loop has not looked at
+// yet.
+type events struct {
+	wake func()
+
+	mu    sync.Mutex // guards what follows
+	list  []link.Event
+	rules bool // the firewall's, somebody has changed them
+}
+
+// mostEvents bounds them. More say as much as that some were lost.
+const mostEvents = 4096
+
+func (q *events) add(e link.Event) {
+	q.mu.Lock()
+	if len(q.list) >= mostEvents {
+		q.list, e = nil, link.Event{Kind: link.LostEvent}
+	}
+	q.list = append(q.list, e)
+	q.mu.Unlock()
+	q.wake()
+}
+
+func (q *events) addRules() {
+	q.mu.Lock()
+	q.rules = true
+	q.mu.Unlock()
+	q.wake()
+}
+
+func (q *events) take() (list []link.Event, rules bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	list, rules = q.list, q.rules
+	q.list, q.rules = nil, false
+	return list, rules
+}
+
+// watch hears what changes in the plane until ctx ends. One that breaks begins again:
+// what it has missed may be anything.
+func (p *plane) watch(ctx context.Context, q *events) {
+	var ends sync.WaitGroup
+	again := func(what string, watch func() error, missed func()) {
+		for {
+			err := watch()
+			if ctx.Err() != nil {
+				return
+			}
+			p.log.Warn("changes of the data plane are not heard for a moment", "what", what, "err", err)
+			if !wait(ctx, time.Second, nil) {
+				return
+			}
+			missed()
+		}
+	}
+	ends.Go(func() {
+		again("links", func() error { return link.Watch(ctx, p.ns, q.add) }, func() { q.add(link.Event{Kind: link.LostEvent}) })
+	})
+	if !p.cfg.Disable[DisableFirewall] {
+		ends.Go(func() { again("firewall", func() error { return p.wall.Watch(ctx, q.addRules) }, q.addRules) })
+	}
+	ends.Wait()
+}
+
+// Repair implements system.
+func (p *plane) Repair(m attach.Machine) ([]string, error) { return attach.Repair(p.ns, m) }
+
+// hear looks at what the kernel has told, and raises an alarm for what is not as it is
+// wanted. What we have changed ourselves is as wanted, and says nothing.
+func (l *loop) hear(ctx context.Context, now time.Time) {
+	list, rules := l.events.take()
+	if l.progress == nil {
+		return // a whole pass comes anyway
+	}
+	for _, e := range list {
+		if machine, what := l.strangeEvent(e); machine != "" {
+			l.doubt(machine, now)
+		} else if what != "" {
+			l.alarms.raise(what)
+		}
+	}
+	if rules {
+		if moved, err := l.system.Strange(ctx); moved || err != nil {
+			l.alarms.raise("firewall")
+		}
+	}
+}
+
+// strangeEvent says what of the system an event shows to be not as wanted: a machine's
+// link that is to be looked at, or another part; or neither.
+func (l *loop) strangeEvent(e link.Event) (machine, what string) {
+	q := l.progress
+	switch e.Kind {
+	case link.LostEvent:
+		for name := range q.in {
+			l.doubt(name, time.Now())
+		}
+		return "", "links"
+	case link.LinkEvent:
+		if _, in := q.in[e.Link]; in {
+			return e.Link, ""
+		}
+		if e.Link == l.link && (e.Gone || !e.Up || e.MTU != l.mtuNow) {
+			return "", "link " + l.link
+		}
+	case link.AddressEvent:
+		name := e.Link
+		if _, in := q.in[name]; in {
+			return name, ""
+		}
+		switch wanted := q.want.holds(e.Prefix.Addr()); {
+		case name == l.link && !e.Gone && e.Prefix.Addr().IsLinkLocalUnicast():
+			return "", "link " + l.link
+		case !q.want.plan.Prefix().Contains(e.Prefix.Addr()), wanted != e.Gone:
+		default:
+			return "", "addresses"
+		}
+	case link.RouteEvent:
+		name := e.Link
+		if _, in := q.in[name]; in {
+			return name, ""
+		}
+		wanted := len(q.want.claims[e.Prefix]) > 0 || e.Prefix == q.want.plan.Prefix()
+		if e.Protocol == link.Protocol && wanted == e.Gone {
+			return "", "routes"
+		}
+	}
+	return "", ""
+}
+
+// settleTime is how long a machine's link may look strange: it is being attached or
+// removed.
+const settleTime = 200 * time.Millisecond
+
+// doubt has a machine's link looked at in a moment.
+func (l *loop) doubt(name string, now time.Time) {
+	if l.doubts == nil {
+		l.doubts = map[string]time.Time{}
+	}
+	if _, doubted := l.doubts[name]; !doubted {
+		l.doubts[name] = now.Add(settleTime)
+	}
+}
+
+// repair looks at the links that are in doubt long enough, and returns when there is
+// more to look at; the zero time: nothing.
+func (l *loop) repair(now time.Time) (next time.Time) {
+	for name, due := range l.doubts {
+		if now.Before(due) {
+			if next.IsZero() || due.Before(next) {
+				next = due
+			}
+			continue
+		}
+		if rest := l.alarms.restFor("link "+name, now); rest > 0 {
+			l.doubts[name] = now.Add(rest)
+			continue
+		}
+		delete(l.doubts, name)
+		if l.progress == nil {
+			continue
+		}
+		a, in := l.progress.in[name]
+		if !in {
+			continue
+		}
+		m, ok := l.machines.linkOf(name, a.Endpoint, l.mtuNow)
+		if !ok {
+			continue
+		}
+		changes, err := l.system.Repair(m)
+		for _, c := range changes {
+			l.log.Info("machine's link put right", "change", c)
+		}
+		if len(changes) > 0 {
+			l.alarms.strike("link "+name, now)
+		}
+		if errors.Is(err, os.ErrNotExist) {
+			l.machines.unlinked(name)
+			l.alarms.strike("link "+name, now)
+		} else if err != nil {
+			l.log.Warn("machine's link is not right", "link", name, "err", err)
+		}
+	}
+	return next
+}
+
+// linkOf is what a machine's link has to be; ok is false if nobody knows.
+func (m *machines) linkOf(name string, endpoint netip.Prefix, mtu int) (out attach.Machine, ok bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	out = attach.Machine{Link: name, Endpoint: endpoint, MTU: mtu}
+	if s := m.stayAtLocked(name); s != nil {
+		if s.attached == (attach.Machine{}) {
+			return out, false // it is being attached
+		}
+		out = s.attached
+		out.Unrouted = s.coming
+	}
+	return out, true
+}
+
+// unlinked tells a machine with a process that its link has gone.
+func (m *machines) unlinked(name string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if s := m.stayAtLocked(name); s != nil {
+		select {
+		case s.unlinked <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// linked notes the link of a machine, once it is made.
+func (m *machines) linked(s *stay, made attach.Machine) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s.attached = made
+}
+
+// linkMade is what the link of a machine has to be.
+func (m *machines) linkMade(s *stay) attach.Machine {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	out := s.attached
+	out.Unrouted = s.coming
+	return out
+}
