@@ -44,10 +44,12 @@ lint: ## format, vet, tidy
 	go mod tidy -diff
 	go mod verify
 
+# An input that is new costs ten runs at most to make smaller: by default a minute each,
+# in which nothing else is tried.
 fuzz: ## every fuzz target for FUZZTIME (default 20s)
 	@grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u | while read -r dir; do \
 	  grep -ho '^func Fuzz[A-Za-z0-9_]*' $$dir/*_test.go | cut -c6- | sort -u | while read -r f; do \
-	    echo "fuzz $$dir $$f"; go test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$dir || exit 1; \
+	    echo "fuzz $$dir $$f"; go test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x $$dir || exit 1; \
 	  done || exit 1; done
 
 bench: deps lab-bin ## the figures (root)
@@ -123,6 +125,9 @@ mutants: ## planted mistakes, each of which the tests must notice (MUTANTS=DIR t
 # and, under CI=true, that it does not start, twice. Without the race detector: under
 # emulation that takes minutes, and the same code runs with it on this machine.
 VM   := $(CURDIR)/$(BUILD)/vm
+# Of the firewall's tests those that ask the kernel something, and take seconds there;
+# one after another, for the first loads the kernel's modules, and it takes its time.
+FWVM := ^(TestMatrix|TestRates|TestNeighbours|TestHostsOwnFlows|TestQueriesAndProbesAreAnswered|TestForgedErrorsAboutOtherNetworks|TestMSSIsClamped|TestPathMTUErrorsReturn|TestPathMTU|TestTraceroute|TestRevokedFlowsEnd)$$
 INVM := CGO_ENABLED=0 WEFT_BIN=$(CURDIR)/$(BIN) WEFT_VM_DIR=$(VM) go test -count=1 -timeout 4m
 test-kernel: lab-bin ## tunnels of Debian's kernel, in a small virtual machine (root, network the first time)
 	@CGO_ENABLED=0 go build -trimpath -o $(BIN)/kernel ./e2e/kernel
@@ -138,5 +143,6 @@ test-kernel: lab-bin ## tunnels of Debian's kernel, in a small virtual machine (
 	if [ -n "$$why" ]; then echo "test-kernel: the kernel's WireGuard is not tried here: $$why" >&2; exit; fi; \
 	$(INVM) -run '^TestMachine$$' ./e2e/kernel && \
 	$(INVM) -parallel 8 -exec '$(CURDIR)/$(BIN)/kernel test $(VM)' ./peers/kernel && \
+	$(INVM) -parallel 1 -run '$(FWVM)' -exec '$(CURDIR)/$(BIN)/kernel test $(VM)' ./peers/firewall && \
 	$(INVM) -run '^TestKernelBackend$$' -exec '$(CURDIR)/$(BIN)/kernel test $(VM)' ./e2e
 .PHONY: test-kernel

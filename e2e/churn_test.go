@@ -111,7 +111,10 @@ func (c *churned) rounds(more func(done int) bool, burst int) {
 	var own runtime.MemStats
 	runtime.ReadMemStats(&own)
 	slices.Sort(waits)
-	c.t.Logf("%v; %d questions answered; quiet moments after %s, %s at the most; %d left behind by moves; this test itself: heap %d MiB, %d goroutines", kinds, c.tried, waits[len(waits)/2].Round(time.Millisecond), waits[len(waits)-1].Round(time.Millisecond), c.left, own.HeapInuse>>20, runtime.NumGoroutine())
+	c.mu.Lock()
+	tried := c.tried // the watch goes on
+	c.mu.Unlock()
+	c.t.Logf("%v; %d questions answered; quiet moments after %s, %s at the most; this test itself: heap %d MiB, %d goroutines", kinds, tried, waits[len(waits)/2].Round(time.Millisecond), waits[len(waits)-1].Round(time.Millisecond), own.HeapInuse>>20, runtime.NumGoroutine())
 }
 
 // burst does operations one after the other, without waiting for what comes of them.

@@ -47,7 +47,6 @@ type churned struct {
 	started   int
 	findings  []churn.Finding // of things that must never be
 	tried     int             // questions that were answered
-	left      int             // processes that a move left behind
 }
 
 // life is a process that bears a prober: a machine's, a laptop's, a host's.
@@ -269,9 +268,6 @@ func (c *churned) revive(ctx context.Context) error {
 			}
 		}
 	}
-	if err := c.sweep(); err != nil {
-		return err
-	}
 	for key, m := range c.state.Machines {
 		if m.Runs && c.state.Agents[m.Host] && len(c.living(key)) == 0 {
 			if err := c.launch(key, m.Host, false); err != nil {
@@ -289,29 +285,6 @@ func (c *churned) revive(ctx context.Context) error {
 	}
 	return c.listen(ctx)
 }
-
-// sweep ends processes that a move has left behind. An agent that is started while
-// the last machine of an org moves away sees no more of that org, takes the machine for
-// removed, and leaves its process, which is without a network then.
-func (c *churned) sweep() error {
-	for key := range c.state.Machines {
-		lives := c.living(key)
-		for _, l := range lives {
-			if len(lives) > 1 && strings.HasSuffix(strings.TrimSpace(l.process.Log()), leftBehind) {
-				c.left++
-				c.note("%s on %s was left behind by a move", key, l.host.Name())
-				if err := l.process.Kill(); err != nil {
-					return err
-				}
-			}
-		}
-	}
-	return nil
-}
-
-// leftBehind is what the last process of an org on a host says whose agent did not see
-// where it went.
-const leftBehind = "it was removed by an operator\nweft: hint: start it anew to bring it back"
 
 // listen has a prober behind the addresses of each host, on the underlay and in the
 // data plane, so that whoever comes through to them is heard.

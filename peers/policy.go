@@ -18,6 +18,15 @@ type Policy struct {
 	// FlowsPerEndpoint is how many granted flows one endpoint may have begun at a
 	// time; 0: 1024. Within a network there is no limit.
 	FlowsPerEndpoint uint32
+	Rates            Rates
+}
+
+// Rates bound what one machine, or one endpoint elsewhere, makes the host itself do, in
+// packets a second, and twice as many at once. 0 is the default.
+type Rates struct {
+	Neighbour uint32 // neighbour discovery by one machine's link; default 20
+	Echo      uint32 // echo by one endpoint to the host's address in its network; default 200
+	Errors    uint32 // the host's ICMPv6 errors to one endpoint; default 1000
 }
 
 // Network is one carried org's network as the firewall sees it.

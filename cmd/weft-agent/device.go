@@ -23,7 +23,7 @@ func deviceCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "device", Short: "Hold the userspace WireGuard device; the agent starts this", Args: cli.Args(), Hidden: true,
 		Long: `Hold the userspace WireGuard device of a host, so that its tunnels outlive the agent.
-"weft-agent run" starts this where the kernel has no WireGuard, in a session of its
+"weft-agent run" starts this where the kernel has no WireGuard, in a group of its
 own, and finds it again after a restart, also of another version. It is configured
 over LINK.sock in --uapi-dir alone, as wg(8) would do it.
 

@@ -282,7 +282,7 @@ func TestPathErrors(t *testing.T) {
 		{"no such host", w.SetRTT("a", "x", 0), "path a to x: no host x on the switch"},
 		{"no such host", w.CutHost("x"), "cut or restore x: no such host on the switch"},
 		{"one place", w.SetLoss("a", "laptop", 0), "path a to laptop: they have one place on the switch"},
-		{"negative delay", w.SetDelay("a", "b", -1), "delay, jitter and rate are at least 0"},
+		{"negative delay", w.SetDelay("a", "b", -1), "delay, jitter, rate and MTU are at least 0"},
 		{"loss of more than all", w.SetLoss("a", "b", 1.1), "loss is 0 to 1"},
 	} {
 		if tt.err == nil || !strings.Contains(tt.err.Error(), tt.want) {

@@ -108,6 +108,7 @@ func (c *control) start(address string) {
 	mux.HandleFunc("POST /v1/nodes/self/report", c.node(c.report))
 	mux.HandleFunc("PUT /v1/nodes/self/gateway", c.node(c.gateway))
 	mux.HandleFunc("POST /v1/orgs/{org}/machines", c.node(c.createMachine))
+	mux.HandleFunc("GET /v1/orgs/{org}/machines/{id}", c.node(c.showMachine))
 	mux.HandleFunc("DELETE /v1/orgs/{org}/machines/{id}", c.node(c.deleteMachine))
 	mux.HandleFunc("PUT /v1/orgs/{org}/machines/{id}/host", c.node(c.moveMachine))
 	mux.HandleFunc("DELETE /v1/orgs/{org}/machines/{id}/host", c.node(c.moveMachine))
@@ -411,6 +412,17 @@ func (c *control) restore(changes ...mesh.Change) {
 	defer c.mu.Unlock()
 	c.state.Revision.Epoch++
 	c.changeLocked(changes...)
+}
+
+func (c *control) showMachine(w http.ResponseWriter, r *http.Request, _ mesh.Node) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	key := r.PathValue("org") + "/" + r.PathValue("id")
+	if m, ok := c.state.Machines.Get(key); ok {
+		json.NewEncoder(w).Encode(api.MachineInfo{Machine: m})
+		return
+	}
+	no(w, api.ErrNotFound, "machine %s: not found", key)
 }
 
 func (c *control) deleteMachine(w http.ResponseWriter, r *http.Request, node mesh.Node) {

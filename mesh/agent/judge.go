@@ -13,6 +13,7 @@ const (
 	fateStays   fate = iota // it is ours, or the view does not know it yet
 	fateMoved               // another host has it now
 	fateRemoved             // an operator removed it
+	fateGone                // it is not here any more: it moved, or an operator removed it
 	fateLost                // the controllers were restored from an older state, which does not have it
 	fateOff                 // the move to this host was called off
 )
@@ -33,6 +34,7 @@ type sight struct {
 	effect  *mesh.Machine // in the view in force
 	told    *mesh.Machine // in what the controllers say
 	epoch   uint32        // of that
+	org     bool          // the view in force has its org, and so all that is of it
 	current bool          // a controller has spoken since the start
 }
 
@@ -53,6 +55,8 @@ func judge(s standing, v sight) (f fate, host string) {
 	case v.effect == nil && s.next != "" && s.seen:
 		// With its last machine the org went from the view: we cannot see where it is.
 		return fateMoved, s.next
+	case v.effect == nil && s.seen && !v.org:
+		return fateGone, "" // nobody has shown us a move, as after a restart in the midst of one
 	case v.effect == nil && s.seen:
 		return fateRemoved, ""
 	case v.effect == nil || shows(v.effect, v.host, s.record):

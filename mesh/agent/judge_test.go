@@ -35,6 +35,7 @@ func TestJudge(t *testing.T) {
 		s            standing
 		effect, told *mesh.Machine
 		epoch        uint32
+		gone         bool // its org is not in the view
 		cache        bool
 		want         fate
 		host         string
@@ -49,7 +50,12 @@ func TestJudge(t *testing.T) {
 		{name: "a former one of that name", s: unseen, effect: other("b"), told: other("b"), epoch: 1},
 		{name: "moved", s: seen, effect: r("c", 4), told: r("c", 4), epoch: 1, want: fateMoved, host: "c"},
 		{name: "moved before we saw ourselves", s: unseen, effect: r("c", 4), told: r("c", 4), epoch: 1, want: fateMoved, host: "c"},
-		{name: "moved, and the org with it", s: leaving, epoch: 1, want: fateMoved, host: "c"},
+		{name: "moved, and the org with it", s: leaving, epoch: 1, gone: true, want: fateMoved, host: "c"},
+		{name: "moved or removed, and the org with it", s: seen, epoch: 1, gone: true, want: fateGone},
+		{name: "gone with its org, says our own disk", s: seen, epoch: 1, gone: true, cache: true},
+		{name: "registered just now, and the org is not in the view yet", s: unseen, epoch: 1, gone: true},
+		{name: "a restore: unknown, and its org", s: seen, epoch: 2, gone: true, want: fateLost},
+		{name: "coming: its org is not in the view yet", s: fresh, epoch: 1, gone: true},
 		{name: "a late word of where it was", s: seen, effect: r("a", 2), told: r("a", 2), epoch: 1},
 		{name: "where it was, just after we registered", s: unseen, effect: r("a", 3), told: r("a", 3), epoch: 1},
 		{name: "removed and registered elsewhere", s: seen, effect: other("c"), told: other("c"), epoch: 1, want: fateMoved, host: "c"},
@@ -71,7 +77,7 @@ func TestJudge(t *testing.T) {
 		{name: "coming: it ended there", s: coming, epoch: 1},
 		{name: "coming: it is here", s: coming, effect: r("b", 4), told: r("b", 4), epoch: 1},
 	} {
-		got, host := judge(tt.s, sight{host: "b", effect: tt.effect, told: tt.told, epoch: tt.epoch, current: !tt.cache})
+		got, host := judge(tt.s, sight{host: "b", effect: tt.effect, told: tt.told, epoch: tt.epoch, org: !tt.gone, current: !tt.cache})
 		if got != tt.want || host != tt.host {
 			t.Errorf("%s: fate %d on %q, want %d on %q", tt.name, got, host, tt.want, tt.host)
 		}

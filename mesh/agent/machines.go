@@ -180,11 +180,11 @@ func (m *machines) judgeLocked(v *mesh.View, c contact) (in []peers.Attachment) 
 		if !s.record.Endpoint.IsValid() {
 			continue // it is being registered
 		}
-		seen := sight{host: m.host, effect: inEffect[key], told: inTold[key], epoch: told.Revision.Epoch, current: !c.fromCache}
+		seen := sight{host: m.host, effect: inEffect[key], told: inTold[key], epoch: told.Revision.Epoch, current: !c.fromCache, org: hasOrg(v, s.record.Org)}
 		if s.fate == fateStays {
 			m.decideLocked(s, seen)
 		}
-		if s.fate != fateRemoved {
+		if s.fate.delivers() {
 			in = append(in, peers.Attachment{Link: s.link, Endpoint: s.record.Endpoint})
 		}
 	}
@@ -230,6 +230,8 @@ func (m *machines) decideLocked(s *stay, v sight) {
 		m.log.Info("machine was removed by an operator", "machine", s.key)
 		m.removed[s.key] = s.ns
 		delete(m.stays, s.key)
+	case fateGone:
+		m.log.Info("machine is not this host's any more, and its org not carried: the controllers are asked why", "machine", s.key)
 	case fateOff:
 		m.log.Info("move was called off", "machine", s.key)
 	}

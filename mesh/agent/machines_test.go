@@ -63,6 +63,11 @@ func (r *registry) request(_ context.Context, method, path string, in, out any) 
 	case method == http.MethodDelete:
 		delete(r.records, key)
 		return nil
+	case method == http.MethodGet && !there:
+		return api.ErrNotFound
+	case method == http.MethodGet:
+		out.(*api.MachineInfo).Machine = old
+		return nil
 	}
 	return r.createLocked(parts[0], in.(api.CreateMachine), out.(*api.MachineInfo))
 }

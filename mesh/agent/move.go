@@ -195,5 +195,5 @@ func (m *machines) canServe(key string, pid int32) bool {
 // delivered to it.
 func (h *host) goes(ctx context.Context, s *stay) *local.Over {
 	wait(ctx, h.cfg.Timing.MoveGrace, nil)
-	return &local.Over{Code: local.OverMoved, Message: fmt.Sprintf("machine %s moved to host %s", s.key, s.host)}
+	return overMoved(s.key, s.host)
 }

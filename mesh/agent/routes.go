@@ -208,8 +208,10 @@ func (h *host) lives(ctx context.Context, s *stay, ns *netns.Handle, w http.Resp
 			switch s.fate {
 			case fateMoved:
 				return h.goes(ctx, s)
+			case fateGone:
+				return h.gone(ctx, s)
 			default:
-				return &local.Over{Code: local.OverRemoved, Message: fmt.Sprintf("machine %s: it was removed by an operator", s.key), Hint: "start it anew to bring it back"}
+				return overRemoved(s.key)
 			}
 		case <-s.unlinked:
 			h.relink(s, ns)

@@ -107,10 +107,12 @@ func (s *shift) ofStayLocked(key string, stay *stay) (endpoint netip.Prefix, in 
 		}
 	}
 	if told && stay.fate == fateStays {
-		m.decideLocked(stay, sight{host: m.host, effect: effect, told: effect, epoch: s.epoch, current: s.current})
+		m.decideLocked(stay, sight{host: m.host, effect: effect, told: effect, epoch: s.epoch, current: s.current, org: s.carries(stay.record.Org)})
 	}
-	return stay.record.Endpoint, stay.fate != fateRemoved
+	return stay.record.Endpoint, stay.fate.delivers()
 }
+
+func (s *shift) carries(org string) bool { _, ok := s.want.orgs[org]; return ok }
 
 // recordsLocked looks for records that nothing stands for, and forgets those that
 // have gone.

@@ -237,11 +237,20 @@ func (m *machines) comeBack(ctx context.Context, r local.AttachRequest, v *mesh.
 	}
 	s := standing{record: record, epoch: r.Held.Revision.Epoch, seen: true}
 	current := !m.contact().fromCache && !earlier(v.Revision, r.Held.Revision)
-	switch f, host := judge(s, sight{m.host, shown, shown, v.Revision.Epoch, current}); f {
+	switch f, host := judge(s, sight{m.host, shown, shown, v.Revision.Epoch, hasOrg(v, r.Org), current}); f {
 	case fateMoved:
 		return record, false, errOver(local.OverMoved, "machine %s moved to host %s", key, host)
 	case fateRemoved:
 		return record, false, errOver(local.OverRemoved, "machine %s: it was removed by an operator", key)
+	case fateGone:
+		host, err := m.whereabouts(ctx, record)
+		switch {
+		case err != nil:
+			return record, false, fmt.Errorf("machine %s is not here any more, and why is not known yet: %w", key, err)
+		case host == "":
+			return record, false, errOver(local.OverRemoved, "machine %s: it was removed by an operator", key)
+		}
+		return record, false, errOver(local.OverMoved, "machine %s moved to host %s", key, host)
 	case fateLost:
 		record, err = m.adopt(ctx, record, shown)
 		switch {

@@ -5,7 +5,7 @@
 //
 //	plane                                        machine
 //	  m-xxxxxxxxxxxxx  fe80::1/64   <---veth--->   eth0  <endpoint>:2/128, fe80::2/64
-//	  <endpoint>/112 dev m-…                       default via fe80::1
+//	  <endpoint>/112 via fe80::2                   default via fe80::1
 //
 // The namespace gets no name, so the kernel cleans up whatever dies. Who may be a
 // machine, its address and its firewall entry are decided elsewhere; that entry is
@@ -120,7 +120,7 @@ func attach(plane, machine *netns.Handle, m Machine) error {
 		return err
 	}
 	// The machine's end comes first: when the plane sends it something, it answers.
-	if err := in.configureMachine(inner, m); err != nil {
+	if err := in.configureMachine(inner, m, outer.Attrs().HardwareAddr); err != nil {
 		return fmt.Errorf("in the machine: %w", err)
 	}
 	if err := out.configurePlane(outer, m); err != nil {
@@ -300,6 +300,7 @@ func ensurePair(out, in side, m Machine) (outer, inner netlink.Link, err error) 
 		err = out.nl.LinkAdd(&netlink.Veth{
 			LinkAttrs: netlink.LinkAttrs{Name: m.Link, MTU: m.MTU, TxQLen: -1},
 			PeerName:  machineLink, PeerNamespace: netlink.NsFd(in.ns.Fd()), PeerTxQLen: -1,
+			PeerHardwareAddr: machineMAC(m.Link),
 		})
 		if err != nil && !errors.Is(err, unix.EEXIST) {
 			return nil, nil, fmt.Errorf("make the veth pair: %w", err)
@@ -331,11 +332,17 @@ func (s side) configurePlane(l netlink.Link, m Machine) error {
 			return fmt.Errorf("set the alias of %s: %w", m.Link, err)
 		}
 	}
-	return s.bring(l, m.MTU, netip.PrefixFrom(Gateway(), 64))
+	if err := s.bring(l, m.MTU, netip.PrefixFrom(Gateway(), 64)); err != nil {
+		return err
+	}
+	return s.know(l, machineLocal(), machineMAC(m.Link))
 }
 
-func (s side) configureMachine(l netlink.Link, m Machine) error {
+func (s side) configureMachine(l netlink.Link, m Machine, gateway net.HardwareAddr) error {
 	if err := s.quiet(l); err != nil {
+		return err
+	}
+	if err := s.setMAC(l, machineMAC(m.Link)); err != nil {
 		return err
 	}
 	err := s.ns.Do(func() error {
@@ -359,7 +366,7 @@ func (s side) configureMachine(l netlink.Link, m Machine) error {
 	if err != nil {
 		return fmt.Errorf("set the default route: %w", err)
 	}
-	return nil
+	return s.know(l, Gateway(), gateway)
 }
 
 // quiet keeps the kernel from giving the link an address of its own.

@@ -206,8 +206,9 @@ lo up mtu 65536
   fd12:3456:789a:1:100:5:0:1/128
 ` + m.Link + ` up mtu 1420 alias "weft machine acme/web-1"
   fe80::1/64
-fd12:3456:789a:1:100:5:1:0/112 dev ` + m.Link + ` proto 120
-unreachable fd12:3456:789a::/48`)
+fd12:3456:789a:1:100:5:1:0/112 via fe80::2 dev ` + m.Link + ` proto 120
+unreachable fd12:3456:789a::/48
+neighbour fe80::2 dev ` + m.Link)
 	if diff := cmp.Diff(want, view(t, plane)); diff != "" {
 		t.Errorf("plane (-want +got):\n%s", diff)
 	}
@@ -216,7 +217,8 @@ lo up mtu 65536
 eth0 up mtu 1420
   fd12:3456:789a:1:100:5:1:2/128
   fe80::2/64
-::/0 via fe80::1 dev eth0 proto 120`)
+::/0 via fe80::1 dev eth0 proto 120
+neighbour fe80::1 dev eth0`)
 	if diff := cmp.Diff(want, view(t, ns)); diff != "" {
 		t.Errorf("machine (-want +got):\n%s", diff)
 	}
@@ -274,6 +276,15 @@ func view(t testing.TB, ns *netns.Handle) string {
 			fmt.Fprintf(&b, "%s dev %s proto %d\n", r.Dst, names[r.LinkIndex], r.Protocol)
 		}
 	}
+	for _, l := range links {
+		neighbours, err := nl.NeighList(l.Attrs().Index, netlink.FAMILY_V6)
+		check(t, err)
+		for _, n := range neighbours {
+			if n.State == netlink.NUD_PERMANENT {
+				fmt.Fprintf(&b, "neighbour %s dev %s\n", n.IP, names[n.LinkIndex])
+			}
+		}
+	}
 	return strings.TrimSpace(b.String())
 }
 
@@ -312,6 +323,10 @@ func TestAttachAgainKeepsThePair(t *testing.T) {
 		{"the plane's end is down", func() error { return out.LinkSetDown(outer) }},
 		{"the machine's end is down", func() error { return in.LinkSetDown(inner) }},
 		{"another MTU", func() error { return errors.Join(out.LinkSetMTU(outer, 1500), in.LinkSetMTU(inner, 1300)) }},
+		{"the plane's end has forgotten its neighbour", func() error {
+			return out.NeighDel(&netlink.Neigh{LinkIndex: outer.Attrs().Index, IP: machineLocal().AsSlice()})
+		}},
+		{"the machine's end has another address", func() error { return in.LinkSetHardwareAddr(inner, net.HardwareAddr{2, 0, 0, 0, 0, 9}) }},
 		{"another alias", func() error { return out.LinkSetAlias(outer, "mine") }},
 	}
 	for _, tt := range tests {

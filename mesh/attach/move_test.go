@@ -80,7 +80,8 @@ func TestRouteGoesAheadOfTheTunnels(t *testing.T) {
 	is("its link is gone", "weft0")
 }
 
-// A route that an older agent made, with the kernel's own metric, is replaced.
+// Routes that older agents made, with the kernel's own metric or without a gateway, are
+// replaced.
 func TestRouteOfAnOlderAgent(t *testing.T) {
 	t.Parallel()
 	plane, ns := newPlane(t), newNamespace(t)
@@ -89,12 +90,16 @@ func TestRouteOfAnOlderAgent(t *testing.T) {
 	nl := handle(t, plane)
 	l, err := nl.LinkByName(m.Link)
 	check(t, err)
-	old := &netlink.Route{LinkIndex: l.Attrs().Index, Protocol: RouteProtocol, Dst: netns.IPNet(m.Endpoint)}
-	check(t, nl.RouteAdd(old))
+	old := netlink.Route{LinkIndex: l.Attrs().Index, Protocol: RouteProtocol, Dst: netns.IPNet(m.Endpoint)}
+	check(t, nl.RouteAdd(&old))
+	later := old
+	later.Priority = routeMetric
+	check(t, nl.RouteDel(routeTo(l, m.Endpoint)))
+	check(t, nl.RouteAdd(&later)) // without a gateway
 	check(t, Attach(plane, ns, m))
 	routes, err := nl.RouteListFiltered(netlink.FAMILY_V6, &netlink.Route{Protocol: RouteProtocol, LinkIndex: l.Attrs().Index}, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_OIF)
 	check(t, err)
-	if len(routes) != 1 || routes[0].Priority != routeMetric {
+	if len(routes) != 1 || routes[0].Priority != routeMetric || !routes[0].Gw.Equal(machineLocal().AsSlice()) {
 		t.Errorf("routes: %v", routes)
 	}
 }

@@ -49,8 +49,11 @@ func Repair(plane *netns.Handle, m Machine) (changes []string, err error) {
 		did(fmt.Sprintf("set address %s on %s", gateway, m.Link), err)
 		err = there(err)
 	}
+	if err == nil {
+		err = s.know(l, machineLocal(), machineMAC(m.Link))
+	}
 	if err == nil && !m.Unrouted {
-		err = s.nl.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Protocol: RouteProtocol, Priority: routeMetric, Dst: netns.IPNet(m.Endpoint)})
+		err = s.nl.RouteAdd(routeTo(l, m.Endpoint))
 		did(fmt.Sprintf("add route %s dev %s", m.Endpoint, m.Link), err)
 		err = there(err)
 	}

@@ -18,6 +18,15 @@ import (
 // the other route is in force at once.
 const routeMetric = 512
 
+// routeTo is the route of an endpoint to a link: by the machine's link-local address,
+// so that the endpoint's 65,536 addresses are one neighbour.
+func routeTo(l netlink.Link, endpoint netip.Prefix) *netlink.Route {
+	return &netlink.Route{
+		LinkIndex: l.Attrs().Index, Protocol: RouteProtocol, Priority: routeMetric, Dst: netns.IPNet(endpoint),
+		Gw: machineLocal().AsSlice(), Flags: unix.RTNH_F_ONLINK, // whatever has become of fe80::/64
+	}
+}
+
 // Route sends what is for the endpoint to a link that was attached Unrouted.
 func Route(plane *netns.Handle, link string, endpoint netip.Prefix) error {
 	s, err := openSide(plane)
@@ -51,20 +60,17 @@ func (s side) onlyRoute(l netlink.Link, endpoint netip.Prefix) error {
 	}
 	there := func(r netlink.Route) bool {
 		p, _ := netns.Prefix(r.Dst)
-		return p == endpoint && r.Priority == routeMetric
+		return p == endpoint && r.Priority == routeMetric && r.Gw.Equal(machineLocal().AsSlice())
 	}
 	if !slices.ContainsFunc(routes, there) {
 		// Replace: another link may still hold it (the machine was attached anew).
-		err = s.nl.RouteReplace(&netlink.Route{
-			LinkIndex: l.Attrs().Index, Protocol: RouteProtocol, Priority: routeMetric, Dst: netns.IPNet(endpoint),
-		})
-		if err != nil {
+		if err = s.nl.RouteReplace(routeTo(l, endpoint)); err != nil {
 			return fmt.Errorf("add route %s: %w", endpoint, err)
 		}
 	}
 	for _, r := range routes {
-		if there(r) {
-			continue
+		if p, _ := netns.Prefix(r.Dst); p == endpoint && r.Priority == routeMetric {
+			continue // it is there, or was replaced
 		}
 		if err := s.nl.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
 			return fmt.Errorf("remove route %s: %w", r.Dst, err)

@@ -115,7 +115,7 @@ func rules() []rule {
 
 		{id: "machine-list", method: "GET", path: "/v1/orgs/{org}/machines", allow: people, scope: inPath, does: "list machines"},
 		{id: "machine-create", method: "POST", path: "/v1/orgs/{org}/machines", allow: host, scope: inPath, does: "register a machine"},
-		{id: "machine-show", method: "GET", path: "/v1/orgs/{org}/machines/{machine}", allow: people, scope: inPath, does: "see a machine"},
+		{id: "machine-show", method: "GET", path: "/v1/orgs/{org}/machines/{machine}", allow: people | host, scope: inPath, does: "see a machine"},
 		{id: "machine-update", method: "PATCH", path: "/v1/orgs/{org}/machines/{machine}", allow: admins | host, scope: inPath, onHost: true, does: "change machines"},
 		{id: "machine-remove", method: "DELETE", path: "/v1/orgs/{org}/machines/{machine}", allow: admins | host, scope: inPath, onHost: true, does: "remove machines"},
 

@@ -63,6 +63,7 @@ func table() []cell {
 	const operatorOnly204 = "401    401   204      403   403    403    403     403      403     403    403    403     401     401"
 	const anyPerson200 = "   401    401   200      200   200    200    200     403      403     403    403    403     401     401"
 	const ownPeople200 = "   401    401   200      200   404    200    404     403      403     403    403    403     401     401"
+	const andHosts200 = "    401    401   200      200   404    200    404     200      200     403    403    403     401     401"
 	const ownPeople201 = "   401    401   201      201   404    201    404     403      403     403    403    403     401     401"
 	const ownAdmin200 = "    401    401   200      200   404    403    403     403      403     403    403    403     401     401"
 	const ownAdmin201 = "    401    401   201      201   404    403    403     403      403     403    403    403     401     401"
@@ -168,7 +169,7 @@ func table() []cell {
 		{rule: "machine-create", note: "of an org that is not there", make: func(*fixture) (string, any) {
 			return "/v1/orgs/none/machines", api.CreateMachine{App: "web"}
 		}, status: strings.ReplaceAll(newMachine, "201", "403")},
-		{rule: "machine-show", make: (*fixture).machine, status: ownPeople200},
+		{rule: "machine-show", make: (*fixture).machine, status: andHosts200},
 		{rule: "machine-update", note: "drains", make: func(x *fixture) (string, any) {
 			path, _ := x.machine()
 			return path, map[string]any{"state": "draining"}

@@ -206,6 +206,10 @@ func accept() part {
 	return part{"accept", []expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}}}
 }
 
+func drop() part {
+	return part{"counter drop", []expr.Any{&expr.Counter{}, &expr.Verdict{Kind: expr.VerdictDrop}}}
+}
+
 // counted counts what is left to the chain's policy.
 func counted() part { return part{"counter", []expr.Any{&expr.Counter{}}} }
 

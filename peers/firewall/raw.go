@@ -23,8 +23,8 @@ func prerouting(p peers.Policy) Chain {
 		// WireGuard has checked the source: it is one of the sending peer's prefixes.
 		c.Rules = append(c.Rules, rule("tunnels", ipv6(), from(p.Link), goTo(track)))
 	}
-	unspecified := saddr(netip.IPv6Unspecified())
 	linkLocal := saddrLike(netip.MustParseAddr("fe80::"), netip.MustParseAddr("ffc0::"))
+	unspecified := saddr(netip.IPv6Unspecified())
 	c.Rules = append(c.Rules,
 		rule("neighbours, first words", append(neighbourDiscovery(fromAny(links)), unspecified, accept())...),
 		rule("neighbours", append(neighbourDiscovery(fromAny(links)), linkLocal, accept())...),
@@ -52,9 +52,12 @@ func trackChain(p peers.Policy) Chain {
 	return c
 }
 
-// output is the other direction of trackChain. The host may say what it likes.
+// output is the other direction of trackChain. The host may say what it likes, but for
+// errors to one who asks for too many: the rest is for the others.
 func output(p peers.Policy) Chain {
-	c := Chain{Name: "output", Hook: "output", Priority: rawPriority, Accept: true}
+	c := Chain{Name: "output", Hook: "output", Priority: rawPriority, Accept: true, Rules: []Rule{
+		rule(tooMany, icmpType(errorFirst, errorLast), tooManyFor(complaints, ratesOf(p).Errors), drop()),
+	}}
 	if p.Link != "" && p.Self.IsValid() {
 		c.Rules = append(c.Rules,
 			rule("answers to probes", saddr(p.Self), protocol(unix.IPPROTO_UDP), sport(p.ProbePort), notrack(), accept()))

@@ -3,6 +3,7 @@ package firewall
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -11,16 +12,19 @@ import (
 
 // Names of the sets and chains.
 const (
-	links     = "links"     // machines' links
-	sources   = "sources"   // machines' links and the addresses they may use
-	networks  = "networks"  // carried networks
-	hosts     = "hosts"     // the host's own address in each
-	resolvers = "resolvers" // the resolver of each
-	granted   = "granted"   // pairs of networks with a grant between them, each both ways
-	ends      = "ends"      // the networks in these
-	wide      = "wide"      // boxes of grants from whole networks
-	narrow    = "narrow"    // boxes of grants from single endpoints
-	flows     = "flows"     // how many granted flows each endpoint has begun
+	links      = "links"     // machines' links
+	sources    = "sources"   // machines' links and the addresses they may use
+	networks   = "networks"  // carried networks
+	hosts      = "hosts"     // the host's own address in each
+	resolvers  = "resolvers" // the resolver of each
+	granted    = "granted"   // pairs of networks with a grant between them, each both ways
+	ends       = "ends"      // the networks in these
+	wide       = "wide"      // boxes of grants from whole networks
+	narrow     = "narrow"    // boxes of grants from single endpoints
+	flows      = "flows"     // how many granted flows each endpoint has begun
+	discovery  = "discovery" // how much neighbour discovery each link has said
+	echoes     = "echoes"    // how many echoes each endpoint has sent
+	complaints = "errors"    // how many errors each endpoint was told
 
 	track = "track"
 	begin = "begin"
@@ -54,7 +58,7 @@ func Render(p peers.Policy) (Table, error) {
 	}
 	grants, refused := normalise(p)
 	return Table{
-		Sets:    append(renderSets(p), renderGrants(grants)...),
+		Sets:    slices.Concat(renderSets(p), renderGrants(grants), renderRates()),
 		Chains:  []Chain{trackChain(p), prerouting(p), output(p), input(p), beginChain(p), forward()},
 		Refused: refused,
 		grants:  grants,
@@ -119,7 +123,8 @@ func input(p peers.Policy) Chain {
 	add := func(name string, parts ...part) { c.Rules = append(c.Rules, rule(name, append(parts, accept())...)) }
 	add("ourselves", from("lo"))
 	add("flows of the host", established())
-	add("neighbours", append([]part{notFrom(p.Link)}, neighbourDiscovery()...)...)
+	rates := ratesOf(p)
+	add("neighbours", append([]part{notFrom(p.Link)}, neighbourDiscovery(perLink(discovery, rates.Neighbour))...)...)
 	if p.Resolver.IsValid() {
 		for _, proto := range []byte{unix.IPPROTO_UDP, unix.IPPROTO_TCP} {
 			add("queries of machines", notFrom(p.Link), daddr(p.Resolver), protocol(proto), dport(dnsPort))
@@ -128,7 +133,7 @@ func input(p peers.Policy) Chain {
 	for _, proto := range []byte{unix.IPPROTO_UDP, unix.IPPROTO_TCP} {
 		add("queries within a network", pair(networks), daddrIn(resolvers), protocol(proto), dport(dnsPort))
 	}
-	add("echo within a network", pair(networks), daddrIn(hosts), icmpType(echoRequest, echoReply))
+	add("echo within a network", pair(networks), daddrIn(hosts), icmpType(echoRequest, echoReply), perSource(echoes, rates.Echo))
 	// An error is believed about a packet to the network that it comes from: one of
 	// another org's machines cannot lower the path MTU to this one's.
 	add("errors", icmpType(errorFirst, errorLast), quoted(networks))

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -31,12 +32,14 @@ type SetKind uint8
 
 // The kinds of sets.
 const (
-	LinkSet    SetKind = iota // names of links, 16 bytes filled up with zeros
-	AddressSet                // addresses
-	PairSet                   // a source's /64 and a destination's /64 in one key, hashed
-	SourceSet                 // name of a link and the first address of a /112 in one key, hashed
-	BoxSet                    // source, destination, protocol, port: the lowest key, then the highest
-	CountSet                  // endpoints and their flows: the kernel fills it
+	LinkSet     SetKind = iota // names of links, 16 bytes filled up with zeros
+	AddressSet                 // addresses
+	PairSet                    // a source's /64 and a destination's /64 in one key, hashed
+	SourceSet                  // name of a link and the first address of a /112 in one key, hashed
+	BoxSet                     // source, destination, protocol, port: the lowest key, then the highest
+	CountSet                   // endpoints and their flows: the kernel fills it
+	RateSet                    // endpoints and what they have said or were told of late: the kernel fills it
+	LinkRateSet                // the same of links
 )
 
 // Set is a named set.
@@ -96,7 +99,7 @@ func (t Table) String() string {
 }
 
 func (k SetKind) String() string {
-	return [...]string{"links", "addresses", "networks", "links and their sources", "flows", "numbers of flows"}[k]
+	return [...]string{"links", "addresses", "networks", "links and their sources", "flows", "numbers of flows", "rates of endpoints", "rates of links"}[k]
 }
 
 // text is a key as a person reads it.
@@ -174,12 +177,21 @@ func (s Set) spec(table *nftables.Table) *nftables.Set {
 		out.Concatenation, out.Interval = true, true
 	case CountSet:
 		out.KeyType, out.Dynamic, out.Size = nftables.TypeIP6Addr, true, maxCounted
+	case RateSet:
+		out.KeyType, out.Dynamic, out.Size, out.HasTimeout, out.Timeout = nftables.TypeIP6Addr, true, maxCounted, true, forgetRate
+	case LinkRateSet:
+		out.KeyType, out.Dynamic, out.Size, out.HasTimeout, out.Timeout = nftables.TypeIFName, true, maxCounted, true, forgetRate
+		out.KeyByteOrder = binaryutil.NativeEndian
 	}
 	return out
 }
 
-// maxCounted is how many endpoints with granted flows a host can tell apart.
-const maxCounted = 65536
+const (
+	// maxCounted is how many endpoints, or links, a host can tell apart in such a set.
+	maxCounted = 65536
+	// forgetRate is how long one that is silent is remembered.
+	forgetRate = 10 * time.Second
+)
 
 func (s Set) elements(in []Element) []nftables.SetElement {
 	out := make([]nftables.SetElement, 0, len(in))

@@ -190,6 +190,8 @@ func planeSysctls() [][2]string {
 		{"net/ipv6/conf/default/forwarding", "1"},
 		{"net/ipv6/conf/all/forwarding", "1"},
 		{"net/ipv4/ip_forward", "0"},
+		// The kernel's limit of errors is one for all; the firewall has one for each.
+		{"net/ipv6/icmp/ratemask", ""},
 	}
 }
 

@@ -50,7 +50,7 @@ func SetSysctl(name, value string) error {
 		return nil
 	}
 	if err == nil {
-		err = os.WriteFile(Sysctl(name), []byte(value), 0)
+		err = os.WriteFile(Sysctl(name), []byte(value+"\n"), 0) // an empty value too is a write
 	}
 	if err != nil {
 		return fmt.Errorf("set sysctl %s to %s: %w", strings.ReplaceAll(name, "/", "."), value, err)

@@ -141,6 +141,7 @@ func (g *gate) full(now time.Time) time.Duration {
 type gatedBind struct {
 	conn.Bind
 	out, in *gate
+	silence *silence
 }
 
 // Open implements conn.Bind.
@@ -173,6 +174,7 @@ func (b *gatedBind) Send(bufs [][]byte, to conn.Endpoint) error {
 		}
 	}
 	b.out.leave(packets)
+	b.silence.leave(bufs)
 	return err
 }
 

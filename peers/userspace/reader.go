@@ -3,6 +3,7 @@ package userspace
 import (
 	"fmt"
 	"os"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -19,8 +20,9 @@ const (
 // reader reads packets from a TUN link, for one goroutine, and hands them out in the
 // order of fairQueue, as many as are there.
 type reader struct {
-	wait  *waiter
-	queue *fairQueue
+	wait    *waiter
+	queue   *fairQueue
+	silence *silence
 
 	block bool   // wait until there is a frame
 	next  []byte // where it goes
@@ -36,7 +38,7 @@ func newReader(file *os.File, l *load) (*reader, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &reader{queue: newFairQueue(waitingMax)}
+	r := &reader{queue: newFairQueue(waitingMax), silence: newSilence()}
 	r.wait = newWaiter(raw, file.SetReadDeadline, l, r.call)
 	return r, nil
 }
@@ -103,18 +105,39 @@ func (r *reader) take(size int) {
 }
 
 func (r *reader) fill(bufs [][]byte, sizes []int, offset int) (n int) {
+	now := time.Now()
 	for n < len(bufs) {
 		if r.current == nil {
 			if r.current, r.segment = r.queue.pop(), 0; r.current == nil {
 				break
 			}
 		}
-		did := r.current.split(r.segment, bufs[n:], sizes[n:], offset)
+		room := bufs[n:]
+		admitted := r.silence.admit(r.current, n == 0, now)
+		switch admitted {
+		case admitNone:
+			r.done()
+			continue
+		case admitLater:
+			return n
+		case admitOne:
+			room = room[:1]
+		}
+		did := r.current.split(r.segment, room, sizes[n:], offset)
+		r.silence.enter(r.current, bufs[n:n+did], now)
 		n += did
 		if r.segment += did; r.segment >= r.current.segments() {
-			r.queue.free(r.current)
-			r.current = nil
+			r.done()
+		}
+		if admitted == admitOne {
+			break
 		}
 	}
 	return n
+}
+
+// done is for a frame that was handed out, or is not to be.
+func (r *reader) done() {
+	r.queue.free(r.current)
+	r.current = nil
 }

@@ -61,7 +61,7 @@ type Remote struct {
 var _ peers.Device = (*Remote)(nil)
 
 // Attach finds the process of a device, of whatever version of the program, or else
-// starts one, in a session of its own. One that cannot be used (it hangs, or its link
+// starts one, in a group of its own. One that cannot be used (it hangs, or its link
 // is in an earlier namespace of that name) is ended first. The caller calls Close or
 // Release.
 //
@@ -182,8 +182,11 @@ func (c RemoteConfig) start(ctx context.Context, path string) (*hello, About, er
 	defer r.Close()
 	cmd := c.Command()
 	cmd.ExtraFiles = []*os.File{w}
-	// A session of its own: no signal to this process's group or terminal reaches it.
-	cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true}
+	// A group of its own: no signal to this process's group reaches it, and of its
+	// terminal's end it hears SIGHUP, which Serve's program ignores. Not a session: Linux
+	// gives each a share of the processors (sched_autogroup), and a device that is always
+	// let in before the machines' session starves them, where that is how they run.
+	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
 	err = cmd.Start()
 	w.Close()
 	if err != nil {

@@ -116,7 +116,7 @@ func (c *Config) open() (_ *Device, err error) {
 	if c.Bind == nil {
 		c.Bind = &bind{load: d.link.load}
 	}
-	d.dev = device.NewDevice(d.link, &gatedBind{Bind: c.Bind, out: d.link.out, in: d.link.in}, logger(c.Log, c.Name))
+	d.dev = device.NewDevice(d.link, &gatedBind{Bind: c.Bind, out: d.link.out, in: d.link.in, silence: d.link.reader.silence}, logger(c.Log, c.Name))
 	// On a goroutine of its own: the caller may be in another namespace, and the
 	// sockets belong into the process's.
 	up := make(chan error, 1)
