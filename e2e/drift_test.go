@@ -290,8 +290,10 @@ func (d *drifted) stream(from, to *world.Machine) (end func() error) {
 	go func() {
 		sent := 0
 		for ctx.Err() == nil {
-			out, err := from.In(d.Context(), "ping", "-q", "-i", "0.02", "-c", "10", "-W", "1", to.Address.String())
-			if sent += 10; err != nil || !strings.Contains(out, " 0% packet loss") {
+			// The eleventh is not looked at: ping waits for the last one's answer as long as
+			// two of the others took, which is not always enough on a busy machine.
+			out, err := from.In(d.Context(), "ping", "-i", "0.02", "-c", "11", "-W", "1", to.Address.String())
+			if sent += 10; err != nil || !allBack(out, 10) {
 				done <- fmt.Errorf("%s to %s, after %d: %v %s", from.Address, to.Address, sent, err, out)
 				return
 			}
@@ -299,6 +301,16 @@ func (d *drifted) stream(from, to *world.Machine) (end func() error) {
 		done <- nil
 	}()
 	return func() error { cancel(); return <-done }
+}
+
+// allBack reports whether each of the first n echoes of a ping has an answer.
+func allBack(out string, n int) bool {
+	for i := 1; i <= n; i++ {
+		if !strings.Contains(out, fmt.Sprintf("icmp_seq=%d ", i)) {
+			return false
+		}
+	}
+	return true
 }
 
 // Somebody who keeps changing the same thing is told of, and costs little.

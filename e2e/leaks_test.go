@@ -215,7 +215,7 @@ func countRules(out churn.Census, name string, from io.Reader) error {
 				Flags json.RawMessage   `json:"flags"`
 				Elem  []json.RawMessage `json:"elem"`
 			}
-			if json.Unmarshal(object[kind], &set) == nil && !strings.Contains(string(set.Flags), "dynamic") {
+			if json.Unmarshal(object[kind], &set) == nil && !strings.Contains(string(set.Flags), "dynamic") && !strings.Contains(string(set.Flags), "timeout") {
 				out[name+" elements"] += float64(len(set.Elem))
 			}
 		}

@@ -113,6 +113,8 @@ func look(t *testing.T, h *world.Host) (x traces) {
 		return out
 	}
 	x.firewall = regexp.MustCompile(`(packets|bytes|expires) \S+`).ReplaceAllString(run("nft", "-a", "list", "ruleset"), "")
+	// What is in sets that packets fill comes and goes.
+	x.firewall = regexp.MustCompile(`(flags dynamic[^{}]*?)\s*elements = \{[^}]*\}`).ReplaceAllString(x.firewall, "$1")
 	x.links, x.routes = run("ip", "-o", "link"), run("ip", "-6", "route")
 	var err error
 	if x.device, err = h.Daemons(); err != nil {

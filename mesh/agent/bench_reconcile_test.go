@@ -233,6 +233,7 @@ func messages(t *testing.T, f func()) map[string]int {
 	trace.Wait()
 	text, err := os.ReadFile(out)
 	mustDo(t, err)
+	text = joined(text)
 	counts := map[string]int{}
 	for _, x := range []struct{ name, pattern string }{
 		// The library for routes sends in the one way, that for rules in the other.
@@ -247,6 +248,25 @@ func messages(t *testing.T, f func()) map[string]int {
 		}
 	}
 	return counts
+}
+
+// joined puts together the lines of calls during which another thread's were written.
+func joined(trace []byte) []byte {
+	begun := map[string]string{} // by thread
+	var out strings.Builder
+	for line := range strings.Lines(string(trace)) {
+		thread, call, _ := strings.Cut(line, " ")
+		if before, cut := strings.CutSuffix(strings.TrimSpace(call), "<unfinished ...>"); cut {
+			begun[thread] = before
+			continue
+		}
+		if call = strings.TrimSpace(call); strings.HasPrefix(call, "<... ") {
+			_, after, _ := strings.Cut(call, " resumed>")
+			call = begun[thread] + after
+		}
+		fmt.Fprintln(&out, thread, call)
+	}
+	return []byte(out.String())
 }
 
 // What a change of one thing sends to the kernel and to the device is the same

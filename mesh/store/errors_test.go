@@ -36,6 +36,7 @@ func TestErrorsOfEtcdAreReadable(t *testing.T) {
 		{t.Context(), rpctypes.ErrTimeout, ErrUnavailable, "in time"},
 		{t.Context(), context.DeadlineExceeded, ErrUnavailable, "in time"},
 		{t.Context(), status.Error(codes.DeadlineExceeded, "x"), ErrUnavailable, "in time"},
+		{t.Context(), status.Error(codes.Unknown, "raft proposal dropped"), ErrUnavailable, "choosing a leader"},
 		{t.Context(), rpctypes.ErrTooManyRequests, ErrUnavailable, "overloaded"},
 		{t.Context(), rpctypes.ErrStopped, ErrUnavailable, "stopping"},
 		{t.Context(), status.Error(codes.Unavailable, "connection refused"), ErrUnavailable, "connection refused"},

@@ -340,6 +340,8 @@ func unavailable(ctx context.Context, err error) error {
 	case errors.Is(err, rpctypes.ErrCorrupt):
 		reason, refused = "etcd found its data damaged (CORRUPT) and refuses everything", true
 		hint = "restore a backup: weft-controller restore --help; of a cluster, replace the member with the alarm: etcdctl alarm list"
+	case err.Error() == proposalDropped || strings.HasSuffix(err.Error(), " desc = "+proposalDropped):
+		reason, refused = "etcd is choosing a leader", true
 	case errors.Is(err, rpctypes.ErrNoLeader), errors.Is(err, rpctypes.ErrNotLeader), errors.Is(err, rpctypes.ErrLeaderChanged):
 		reason = "etcd has no leader"
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, rpctypes.ErrTimeout), status.Code(err) == codes.DeadlineExceeded:
@@ -358,6 +360,10 @@ func unavailable(ctx context.Context, err error) error {
 	}
 	return &noAnswer{reason, refused}
 }
+
+// proposalDropped is the text of raft.ErrProposalDropped, which etcd passes on without a
+// code: its leader is gone or leaves, and nothing was proposed.
+const proposalDropped = "raft proposal dropped"
 
 // noAnswer is an ErrUnavailable.
 type noAnswer struct {
