@@ -28,11 +28,11 @@ func (k *kernelMesh) drift() {
 		{"the firewall is flushed", []string{"nft", "flush", "ruleset"}, []string{"nft", "-s", "list", "ruleset"}},
 	} {
 		k.reaches(k.b, k.c)
-		before, other := words(k.inPlane(tt.see...)), k.peer(nrt.key)
+		before, other := words(steady(k.inPlane(tt.see...))), k.peer(nrt.key)
 		began := time.Now()
 		k.inPlane(tt.change...)
 		await(k.T, "to be mended: "+tt.what, kernelSoon, func(context.Context) error {
-			if now := words(k.inPlane(tt.see...)); now != before {
+			if now := words(steady(k.inPlane(tt.see...))); now != before {
 				return fmt.Errorf("%s is\n%s\nwas\n%s", strings.Join(tt.see, " "), now, before)
 			}
 			return nil

@@ -113,8 +113,7 @@ func look(t *testing.T, h *world.Host) (x traces) {
 		return out
 	}
 	x.firewall = regexp.MustCompile(`(packets|bytes|expires) \S+`).ReplaceAllString(run("nft", "-a", "list", "ruleset"), "")
-	// What is in sets that packets fill comes and goes.
-	x.firewall = regexp.MustCompile(`(flags dynamic[^{}]*?)\s*elements = \{[^}]*\}`).ReplaceAllString(x.firewall, "$1")
+	x.firewall = steady(x.firewall)
 	x.links, x.routes = run("ip", "-o", "link"), run("ip", "-6", "route")
 	var err error
 	if x.device, err = h.Daemons(); err != nil {
@@ -301,4 +300,9 @@ func buildVersion(ctx context.Context, path, version string) error {
 		return fmt.Errorf("build another version: %w\n%s", err, out)
 	}
 	return nil
+}
+
+// steady is what nft lists, without what is in sets that packets fill: that comes and goes.
+func steady(rules string) string {
+	return regexp.MustCompile(`(flags [^{}]*(?:dynamic|timeout)[^{}]*?)\s*elements = \{[^}]*\}`).ReplaceAllString(rules, "$1")
 }
