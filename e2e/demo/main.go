@@ -59,8 +59,10 @@ func bin() (string, error) {
 }
 
 func newLab() (*lab.Lab, error) {
-	return lab.New(lab.Config{Dir: filepath.Join(os.TempDir(), "weft-demo")})
+	return lab.New(lab.Config{Dir: labDir()})
 }
+
+func labDir() string { return filepath.Join(os.TempDir(), "weft-demo") }
 
 func say(format string, args ...any) { fmt.Printf("  "+format+"\n", args...) }
 
@@ -293,7 +295,10 @@ func stopKept() error {
 	pid := kept()
 	if pid == 0 {
 		fmt.Println("demo: nothing is kept")
-		return nil
+		if err := os.Remove(pidFile()); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		return lab.Sweep(labDir()) // what is left if its process was killed
 	}
 	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
 		return fmt.Errorf("end process %d: %w", pid, err)

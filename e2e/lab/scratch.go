@@ -79,6 +79,26 @@ func lockBase(base string) (*os.File, error) {
 	}
 }
 
+// Sweep removes what labs of base left whose process was killed, and base if nothing
+// else is in it. Labs do so themselves when they begin.
+func Sweep(base string) error {
+	if _, err := os.Lstat(base); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	all, err := lockBase(base)
+	if err != nil {
+		return fmt.Errorf("remove what an earlier lab left: %w", err)
+	}
+	defer all.Close()
+	if err := sweep(base); err != nil {
+		return fmt.Errorf("remove what an earlier lab left: %w", err)
+	}
+	if err := os.Remove(base); err != nil && !errors.Is(err, unix.ENOTEMPTY) {
+		return fmt.Errorf("remove what an earlier lab left: %w", err)
+	}
+	return nil
+}
+
 // sweep removes the directories whose owner is gone.
 func sweep(base string) error {
 	dirs, err := filepath.Glob(filepath.Join(base, "lab-*"))

@@ -37,6 +37,28 @@ func TestScratchTogether(t *testing.T) {
 	}
 }
 
+// What is left of a lab that was killed goes, and what another holds stays.
+func TestSweep(t *testing.T) {
+	t.Parallel()
+	base := filepath.Join(t.TempDir(), "labs")
+	must(t, Sweep(base)) // there is nothing
+	held, err := newScratch(base)
+	must(t, err)
+	killed := filepath.Join(base, "lab-1-1")
+	must(t, os.Mkdir(killed, 0o755), os.WriteFile(filepath.Join(killed, "file"), nil, 0o600), Sweep(base))
+	if _, err := os.Stat(killed); !os.IsNotExist(err) {
+		t.Errorf("%s: %v; want it gone", killed, err)
+	}
+	if _, err := os.Stat(held.dir); err != nil {
+		t.Error(err)
+	}
+	held.lock.Close()
+	must(t, Sweep(base))
+	if entries, err := os.ReadDir(base); !os.IsNotExist(err) {
+		t.Errorf("left: %v, %v", entries, err)
+	}
+}
+
 func TestScratchNotOurs(t *testing.T) {
 	t.Parallel()
 	file := filepath.Join(t.TempDir(), "file")
