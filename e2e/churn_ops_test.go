@@ -133,6 +133,12 @@ func (c *churned) request(ctx context.Context, op churn.Operation) error {
 				return x.Process.Kill()
 			}
 		}
+	case churn.KillMember:
+		for _, m := range c.members() {
+			if m.Name() == op.On {
+				return m.Kill()
+			}
+		}
 	case churn.CreateOrg:
 		if _, err = c.w.Weft(ctx, "org", "create", op.On); err == nil {
 			err = c.launch(op.On+"/only", op.To, false)

@@ -24,20 +24,30 @@ import (
 // controllers are killed, hosts reboot, links are cut and bad, laptops come and go,
 // what agents have set is changed by hand. At every quiet moment all allowed pairs
 // talk and all names are right; at no moment at all a forbidden pair does. In the end
-// nothing has grown. It lasts WEFT_SECONDS, in rounds.
+// nothing has grown. It lasts WEFT_SECONDS, in rounds, with WEFT_CONTROLLERS.
 func TestChurn(t *testing.T) {
 	need(t, "ip", "nft", "wg")
 	t.Parallel()
-	if text := os.Getenv("WEFT_SECONDS"); text != "" {
-		n, err := strconv.Atoi(text)
-		if err != nil || n < 1 {
-			t.Fatalf("WEFT_SECONDS=%q: want a number of seconds", text)
-		}
-		longChurn(t, time.Duration(n)*time.Second)
+	if seconds := churnNumber(t, "WEFT_SECONDS"); seconds > 0 {
+		longChurn(t, time.Duration(seconds)*time.Second, churnNumber(t, "WEFT_CONTROLLERS"))
 		return
 	}
 	c := newChurned(t, smallChurn, churnSeed(t, 0))
 	c.rounds(func(done int) bool { return done < 2 }, 4)
+}
+
+// churnNumber is what a variable of the environment says, 0 if it is not set.
+func churnNumber(t *testing.T, name string) int {
+	t.Helper()
+	text := os.Getenv(name)
+	if text == "" {
+		return 0
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 {
+		t.Fatalf("%s=%q: want a number, at least 1", name, text)
+	}
+	return n
 }
 
 // largeChurn is what long soaks are of.
@@ -49,14 +59,17 @@ var largeChurn = churnSize{
 	controllers: 1,
 }
 
-// longChurn churns one mesh after the other, each for some minutes: with one
-// controller, and with three on a cluster of etcd.
-func longChurn(t *testing.T, lasts time.Duration) {
+// longChurn churns one mesh after the other, each for some minutes: with so many
+// controllers, which have a cluster of etcd if they are several; 0: with one and with
+// three in turn.
+func longChurn(t *testing.T, lasts time.Duration, controllers int) {
 	end := time.Now().Add(lasts)
 	for i := 0; time.Now().Before(end); i++ {
 		until := time.Now().Add(max(min(4*time.Minute, time.Until(end)), time.Second))
 		size := largeChurn
-		size.controllers = 1 + 2*(i%2)
+		if size.controllers = controllers; controllers == 0 {
+			size.controllers = 1 + 2*(i%2)
+		}
 		t.Run(fmt.Sprint("mesh ", i+1), func(t *testing.T) {
 			c := newChurned(t, size, churnSeed(t, uint64(i)))
 			c.rounds(func(done int) bool { return done < 2 || time.Now().Before(until) }, 6)

@@ -25,6 +25,7 @@ import (
 type churned struct {
 	t       *testing.T
 	w       *world.World
+	etcd    *world.Etcd            // nil: it is in the controller
 	dir     string                 // of the probers' sockets, with a short name
 	routers map[string]*lab.Router // of laptops, by key
 	seed    uint64
@@ -103,7 +104,7 @@ func newChurned(t *testing.T, size churnSize, seed uint64) *churned {
 	c := &churned{t: t, seed: seed, r: rand.New(rand.NewPCG(seed, 0)), rules: map[churn.Grant]string{}, routers: map[string]*lab.Router{},
 		addresses: map[string][]netip.Addr{}, where: map[string]churn.Endpoint{}, was: map[string]string{}, apps: map[string][]string{},
 		state: churn.State{Regions: map[string]string{}, Orgs: map[string][]string{}, Machines: map[string]churn.Machine{}, Laptops: map[string]churn.Laptop{},
-			Agents: map[string]bool{}, Controllers: map[string]bool{}, Harmed: map[churn.Pair]bool{}}}
+			Agents: map[string]bool{}, Controllers: map[string]bool{}, Members: map[string]bool{}, Harmed: map[churn.Pair]bool{}}}
 	t.Logf("seed %d (WEFT_SEED=%d repeats what is drawn, though not who is faster)", seed, seed)
 	var err error
 	// The path of a unix socket has at most 107 bytes.
@@ -113,7 +114,11 @@ func newChurned(t *testing.T, size churnSize, seed uint64) *churned {
 	t.Cleanup(func() { os.RemoveAll(c.dir) })
 	cfg := world.Config{Lab: newLab(t), Bin: bin(t), Disable: size.disable, Controllers: size.controllers}
 	if size.controllers > 1 {
-		cfg.Etcd = newEtcd(t, cfg.Lab)
+		c.etcd = newEtcd(t, cfg.Lab)
+		cfg.Etcd = c.etcd
+		for _, m := range c.etcd.Members {
+			c.state.Members[m.Name()] = true
+		}
 	}
 	if c.w, err = world.New(t.Context(), cfg); err != nil {
 		t.Fatal(err)
@@ -251,9 +256,17 @@ func (c *churned) living(key string) (out []*life) {
 	return out
 }
 
-// revive starts what is to run and does not: agents, controllers, machines, laptops'
-// `weft up` and the hosts' probers, as supervisors would. It does not wait.
+// revive starts what is to run and does not: members of etcd, agents, controllers,
+// machines, laptops' `weft up` and the hosts' probers, as supervisors would. It does
+// not wait.
 func (c *churned) revive(ctx context.Context) error {
+	for _, m := range c.members() {
+		if c.state.Members[m.Name()] && m.Process.Exited() {
+			if err := m.Start(); err != nil {
+				return err
+			}
+		}
+	}
 	for _, x := range c.w.Controllers {
 		if c.state.Controllers[x.Name()] && x.Process.Exited() {
 			if err := c.w.Run(ctx, x); err != nil {
@@ -284,6 +297,14 @@ func (c *churned) revive(ctx context.Context) error {
 		}
 	}
 	return c.listen(ctx)
+}
+
+// members are those of etcd's cluster, if there is one.
+func (c *churned) members() []*world.EtcdMember {
+	if c.etcd == nil {
+		return nil
+	}
+	return c.etcd.Members
 }
 
 // listen has a prober behind the addresses of each host, on the underlay and in the

@@ -76,7 +76,8 @@ func summary(first, now churn.Census) string {
 	return strings.Join(parts, ", ")
 }
 
-// census counts what is in use.
+// census counts what is in use. Controllers are counted together: which of them a node
+// follows is left to chance.
 func (c *churned) census(ctx context.Context) (churn.Census, error) {
 	out := churn.Census{}
 	var errs []error
@@ -85,8 +86,8 @@ func (c *churned) census(ctx context.Context) (churn.Census, error) {
 			countKernel(ctx, out, name, h.Host), countFiles(out, name+" state files", c.w.StateDir(name)))
 	}
 	for _, x := range c.w.Controllers {
-		errs = append(errs, countProcesses(out, x.Name(), x.Host), countMetrics(ctx, out, x.Name()+" controller", x.Host, "127.0.0.1:9550"),
-			countFiles(out, x.Name()+" controller files", x.DataDir))
+		errs = append(errs, countProcesses(out, "all", x.Host), countMetrics(ctx, out, "all controller", x.Host, "127.0.0.1:9550"),
+			countFiles(out, "all controller files", x.DataDir))
 	}
 	return out, errors.Join(errs...)
 }
@@ -103,6 +104,7 @@ func countMetrics(ctx context.Context, out churn.Census, name string, h *lab.Hos
 		return fmt.Errorf("metrics of %s: %w", name, err)
 	}
 	defer resp.Body.Close()
+	told := false
 	for lines := bufio.NewScanner(resp.Body); lines.Scan(); {
 		metric, text, _ := strings.Cut(lines.Text(), " ")
 		v, err := strconv.ParseFloat(text, 64)
@@ -111,12 +113,13 @@ func countMetrics(ctx context.Context, out churn.Census, name string, h *lab.Hos
 		}
 		switch metric {
 		case "go_goroutines":
-			out[name+" goroutines"] = v
+			out[name+" goroutines"] += v
+			told = true
 		case "go_memstats_heap_inuse_bytes":
-			out[name+" heap MiB"] = v / (1 << 20)
+			out[name+" heap MiB"] += v / (1 << 20)
 		}
 	}
-	if out[name+" goroutines"] == 0 {
+	if !told {
 		return fmt.Errorf("metrics of %s: no goroutines among them", name)
 	}
 	return nil
@@ -212,10 +215,10 @@ func countRules(out churn.Census, name string, from io.Reader) error {
 		}
 		for _, kind := range []string{"set", "map"} {
 			var set struct {
-				Flags json.RawMessage   `json:"flags"`
-				Elem  []json.RawMessage `json:"elem"`
+				Size int               `json:"size"` // nft names not all flags here: only what packets fill has one
+				Elem []json.RawMessage `json:"elem"`
 			}
-			if json.Unmarshal(object[kind], &set) == nil && !strings.Contains(string(set.Flags), "dynamic") && !strings.Contains(string(set.Flags), "timeout") {
+			if json.Unmarshal(object[kind], &set) == nil && set.Size == 0 {
 				out[name+" elements"] += float64(len(set.Elem))
 			}
 		}

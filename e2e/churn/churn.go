@@ -20,6 +20,7 @@ type State struct {
 	Laptops     map[string]Laptop  // by "<org>/<name>"
 	Agents      map[string]bool    // which hosts' agents run
 	Controllers map[string]bool    // which controllers run
+	Members     map[string]bool    // which members of etcd's cluster run; none: it is in the controller
 	Cordoned    string             // the host that is; "": none
 	Harmed      map[Pair]bool      // pairs of hosts whose path is cut or bad
 	Grants      []Grant
@@ -31,6 +32,7 @@ type State struct {
 type Machine struct {
 	App, Host string
 	Home      string // the host where it is at the beginning and in the end
+	From      string // the host that it may still be on: it has been moving since the last quiet moment
 	Runs      bool
 	Temporary bool // it goes with its org
 }
@@ -53,7 +55,7 @@ type Grant struct {
 // Clone returns a copy that shares nothing that is ever changed.
 func (s State) Clone() State {
 	s.Orgs, s.Machines, s.Laptops = maps.Clone(s.Orgs), maps.Clone(s.Machines), maps.Clone(s.Laptops)
-	s.Agents, s.Controllers = maps.Clone(s.Agents), maps.Clone(s.Controllers)
+	s.Agents, s.Controllers, s.Members = maps.Clone(s.Agents), maps.Clone(s.Controllers), maps.Clone(s.Members)
 	s.Harmed, s.Grants = maps.Clone(s.Harmed), slices.Clone(s.Grants)
 	return s
 }
@@ -95,6 +97,7 @@ type Finding struct {
 const (
 	Unreached = "unreached" // an allowed pair cannot talk
 	Forbidden = "forbidden" // a forbidden pair can
+	Outlasts  = "outlasts"  // a pair still can whose grant was removed
 	Spoofed   = "spoofed"   // somebody was heard with an address that is not his
 	Misnamed  = "misnamed"  // a name is not what it must be
 )

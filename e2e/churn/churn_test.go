@@ -64,9 +64,16 @@ func TestCases(t *testing.T) {
 			t.Errorf("%s to %s by %s %d: %v, want %v", tt.from, tt.to, tt.kind, tt.port, got, tt.want)
 		}
 	}
-	s.Changing, s.Grants = s.Grants, nil
-	if got := find(web1, shop.Key, prober.TCP, Port); got != Either {
+	s.Changing = s.Grants
+	if got := find(web1, shop.Key, prober.TCP, Port); got != Reached {
+		t.Errorf("a grant that was just created: %v", got)
+	}
+	s.Grants = nil
+	if got := find(web1, shop.Key, prober.TCP, Port); got != Ceased {
 		t.Errorf("a grant that is being removed: %v", got)
+	}
+	if got := find(web1, shop.Key, prober.UDP, Port); got != Refused {
+		t.Errorf("beside a grant that is being removed: %v", got)
 	}
 	if got := find(shop, cart.Key, prober.TCP, Port); got != Reached {
 		t.Errorf("within an org: %v", got)
@@ -138,6 +145,9 @@ func TestJudge(t *testing.T) {
 		{"no firewall elsewhere", Case{From: web1, To: cart, Question: at(cart), Want: Refused}, ok, false, flushed, Forbidden},
 		{"moves from where there is no firewall", Case{From: moving, To: shop, Question: at(shop), Want: Refused}, ok, false, flushed, ""},
 		{"host without a firewall", Case{From: web2, To: Endpoint{Key: "fra1", Host: "fra1"}, Question: at(web1), Want: Refused}, ok, false, flushed, ""},
+		{"grant under way", Case{From: web1, To: shop, Question: at(shop), Want: Ceased}, ok, false, nil, ""},
+		{"grant removed", Case{From: web1, To: shop, Question: at(shop), Want: Ceased}, silent, true, nil, ""},
+		{"grant outlasts its removal", Case{From: web1, To: shop, Question: at(shop), Want: Ceased}, ok, true, nil, Outlasts},
 		{"either", Case{From: web1, To: shop, Question: at(shop), Want: Either}, ok, true, nil, ""},
 		{"name", name, prober.Answer{OK: true, Addresses: []netip.Addr{db.Address}}, true, nil, ""},
 		{"name of a dead one", name, prober.Answer{OK: true, Addresses: []netip.Addr{db.Address, web2.Address}}, true, nil, Misnamed},
@@ -191,6 +201,10 @@ func TestJudgeHeard(t *testing.T) {
 			t.Errorf("%s: %q, want %q", tt.name, got, tt.want)
 		}
 	}
+	s.Changing, s.Grants = s.Grants, nil
+	if got := s.JudgeHeard(Listener{cart, []prober.Heard{from(web1, web1.Address, prober.TCP, Port)}}, addresses, where, nil); got != nil {
+		t.Errorf("by a grant that is being removed: %v", got)
+	}
 	flushed := []Window{{Host: "fra1", From: now.Add(-time.Second)}}
 	spoof := Listener{db, []prober.Heard{from(web1, web2.Address, prober.UDP, Port)}}
 	if got := s.JudgeHeard(spoof, addresses, where, flushed); got != nil {
@@ -209,7 +223,7 @@ func TestJudgeHeard(t *testing.T) {
 func state() State {
 	s := State{Regions: map[string]string{"fra1": "fra", "ams1": "ams", "nrt1": "nrt"}, Orgs: map[string][]string{"acme": {"fra1", "ams1", "nrt1"}, "globex": {"fra1"}},
 		Machines: map[string]Machine{}, Laptops: map[string]Laptop{"acme/lap": {Up: true}}, Agents: map[string]bool{},
-		Controllers: map[string]bool{"ctl": true}, Harmed: map[Pair]bool{}}
+		Controllers: map[string]bool{"ctl": true}, Members: map[string]bool{"etcd1": true, "etcd2": true, "etcd3": true}, Harmed: map[Pair]bool{}}
 	for host := range s.Regions {
 		s.Agents[host] = true
 		s.Machines["acme/web-"+host] = Machine{App: "web", Host: host, Home: host, Runs: true}
@@ -230,8 +244,11 @@ func TestDraw(t *testing.T) {
 			if m := s.Machines[op.On]; op.Kind == MoveMachine && (!m.Runs || m.Host == op.To || !s.Agents[op.To]) {
 				t.Errorf("%s, in %+v", op, s)
 			}
-			if slices.Contains([]Kind{CreateOrg, RemoveOrg, CreateGrant, RemoveGrant, Cordon}, op.Kind) && !s.Controllers["ctl"] {
-				t.Errorf("%s without a controller", op)
+			if slices.Contains([]Kind{CreateOrg, RemoveOrg, CreateGrant, RemoveGrant, Cordon}, op.Kind) && (!s.Controllers["ctl"] || !s.Members["etcd1"]) {
+				t.Errorf("%s without a controller or a member of etcd", op)
+			}
+			if op.Kind == KillMember && (!s.Members["etcd1"] || !s.Members["etcd2"] || !s.Members["etcd3"]) {
+				t.Errorf("%s, in %+v", op, s)
 			}
 			ops, s = append(ops, op), s.After(op)
 			if i%5 == 4 {
@@ -254,6 +271,7 @@ func TestDraw(t *testing.T) {
 		for _, op := range s.Homeward() {
 			s = s.After(op)
 		}
+		s = s.Amends()
 		want := state()
 		want.Temporary = s.Temporary
 		if diff := cmp.Diff(want, s, cmpopts.EquateEmpty()); diff != "" {
@@ -269,6 +287,38 @@ func TestDraw(t *testing.T) {
 	for r := rand.New(rand.NewPCG(1, 1)); seen[KillAgent] > 0; seen[KillAgent]-- {
 		if op := Draw(r, state(), without); op.Kind == CreateGrant {
 			t.Fatal(op)
+		}
+	}
+}
+
+// A host's reboot ends its machines. One that was on its way there is to run where it
+// was, whether it had arrived or not.
+func TestReboot(t *testing.T) {
+	t.Parallel()
+	move := Operation{Kind: MoveMachine, On: "acme/web-fra1", To: "ams1"}
+	reboot := func(host string) Operation { return Operation{Kind: RebootHost, On: host} }
+	quiet := Operation{}
+	for _, tt := range []struct {
+		name string
+		ops  []Operation
+		want string
+	}{
+		{"its host", []Operation{reboot("fra1")}, "fra1 false"},
+		{"another host", []Operation{reboot("ams1")}, "fra1 true"},
+		{"where it goes", []Operation{move, reboot("ams1")}, "fra1 true"},
+		{"from where it goes", []Operation{move, reboot("fra1")}, "ams1 true"},
+		{"both", []Operation{move, reboot("ams1"), reboot("fra1")}, "fra1 false"},
+		{"where it has arrived", []Operation{move, quiet, reboot("ams1")}, "ams1 false"},
+	} {
+		s := state()
+		for _, op := range tt.ops {
+			if s = s.After(op); op == quiet {
+				s = s.Amends()
+			}
+		}
+		m := s.Machines["acme/web-fra1"]
+		if got := fmt.Sprint(m.Host, " ", m.Runs); got != tt.want {
+			t.Errorf("%s reboots: %s, want %s", tt.name, got, tt.want)
 		}
 	}
 }

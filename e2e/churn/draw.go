@@ -30,6 +30,7 @@ const (
 	HarmLink       Kind = "harm link" // loss, delay, reordering, duplicates
 	HealLinks      Kind = "heal links"
 	KillController Kind = "kill controller"
+	KillMember     Kind = "kill etcd member"
 	CreateOrg      Kind = "create org"
 	RemoveOrg      Kind = "remove org"
 	Cordon         Kind = "cordon host"
@@ -74,7 +75,7 @@ var weights = [...]struct {
 	{StopMachine, 3}, {KillMachine, 4}, {StartMachine, 6}, {MoveMachine, 8},
 	{KillAgent, 5}, {StopAgent, 2}, {StartAgent, 5}, {KillDevice, 3}, {RebootHost, 3},
 	{CutLink, 4}, {CutOneWay, 4}, {HarmLink, 6}, {HealLinks, 2},
-	{KillController, 3}, {CreateOrg, 2}, {RemoveOrg, 4}, {Cordon, 2}, {Uncordon, 4},
+	{KillController, 3}, {KillMember, 3}, {CreateOrg, 2}, {RemoveOrg, 4}, {Cordon, 2}, {Uncordon, 4},
 	{LaptopLeaves, 2}, {LaptopJoins, 6}, {RouterForgets, 2},
 	{DriftPeers, 3}, {DriftFirewall, 3}, {DriftRoutes, 3},
 	{CreateGrant, 4}, {RemoveGrant, 4},
@@ -153,6 +154,8 @@ func (s State) subjects(kind Kind) []string {
 		return some(len(s.Harmed) > 0, "all")
 	case KillController:
 		return slices.DeleteFunc(slices.Collect(keys(s.Controllers)), func(c string) bool { return !s.Controllers[c] })
+	case KillMember: // one at a time: most of them have to run
+		return some(allRun(s.Members), slices.Collect(keys(s.Members))...)
 	case CreateOrg:
 		return some(s.served() && len(s.temporary()) == 0, "temp")
 	case RemoveOrg:
@@ -180,9 +183,12 @@ func some(is bool, names ...string) []string {
 	return names
 }
 
-// served says whether all controllers run: requests are answered.
-func (s State) served() bool {
-	return !slices.Contains(slices.Collect(maps.Values(s.Controllers)), false)
+// served says whether all controllers run, and what they work on: requests are
+// answered.
+func (s State) served() bool { return allRun(s.Controllers) && allRun(s.Members) }
+
+func allRun(runs map[string]bool) bool {
+	return !slices.Contains(slices.Collect(maps.Values(runs)), false)
 }
 
 func (s State) running() []string {
@@ -217,8 +223,10 @@ func (s State) After(op Operation) State {
 	switch op.Kind {
 	case StopMachine, KillMachine:
 		machine(func(m *Machine) { m.Runs = false })
-	case StartMachine, MoveMachine:
-		machine(func(m *Machine) { m.Runs, m.Host = true, op.To })
+	case StartMachine:
+		machine(func(m *Machine) { m.Runs, m.Host, m.From = true, op.To, "" })
+	case MoveMachine:
+		machine(func(m *Machine) { m.Host, m.From = op.To, m.Host })
 	case KillAgent, StopAgent:
 		s.Agents[op.On] = false
 	case StartAgent:
@@ -226,10 +234,15 @@ func (s State) After(op Operation) State {
 	case RebootHost:
 		s.Agents[op.On] = false
 		for key, m := range s.Machines {
-			if m.Host == op.On {
+			switch {
+			case m.Host != op.On:
+				continue
+			case m.From != "": // nobody knows whether it was there already
+				m.Host, m.From = m.From, ""
+			default:
 				m.Runs = false
-				s.Machines[key] = m
 			}
+			s.Machines[key] = m
 		}
 	case CutLink, CutOneWay, HarmLink:
 		s.Harmed[PairOf(op.On, op.To)] = true
@@ -237,6 +250,8 @@ func (s State) After(op Operation) State {
 		clear(s.Harmed)
 	case KillController:
 		s.Controllers[op.On] = false
+	case KillMember:
+		s.Members[op.On] = false
 	case CreateOrg:
 		s.Temporary++
 		s.Orgs[op.On] = slices.Sorted(keys(s.Regions))
@@ -260,15 +275,23 @@ func (s State) After(op Operation) State {
 }
 
 // Amends are what makes a quiet moment possible: links heal, what runs all hosts and
-// requests is started. What is temporary or has ended otherwise stays so.
+// requests is started, what moves arrives. What is temporary or has ended otherwise
+// stays so.
 func (s State) Amends() State {
 	s = s.Clone()
 	clear(s.Harmed)
 	for host := range s.Agents {
 		s.Agents[host] = true
 	}
+	for key, m := range s.Machines {
+		m.From = ""
+		s.Machines[key] = m
+	}
 	for c := range s.Controllers {
 		s.Controllers[c] = true
+	}
+	for m := range s.Members {
+		s.Members[m] = true
 	}
 	return s
 }

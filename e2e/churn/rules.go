@@ -20,7 +20,7 @@ const (
 type Scene struct {
 	Endpoints []Endpoint
 	Grants    []Grant // that hold
-	Changing  []Grant // that were created or removed a moment ago: they may hold
+	Changing  []Grant // that were created or removed a moment ago: not everybody knows
 	Hosts     map[string]HostAddresses
 	Cordoned  string
 	Apps      map[string][]string // by org, all that it ever had
@@ -36,11 +36,12 @@ type HostAddresses struct {
 // Verdict is what must come of a Case.
 type Verdict int
 
-// Verdicts. Refused holds at any time, Reached at quiet moments.
+// Verdicts. Refused holds at any time, Reached and Ceased at quiet moments.
 const (
 	Either Verdict = iota
 	Reached
 	Refused
+	Ceased // refused once everybody knows that a grant was removed
 )
 
 // Case is one question to one endpoint, and what must come of it.
@@ -57,13 +58,15 @@ func allowed(from, to string, kind string, port uint16, grants []Grant) bool {
 	return from == to || kind == prober.TCP && slices.Contains(grants, Grant{from, to, port})
 }
 
-// verdict is what must come of a flow from one org to another.
+// verdict is what must come of a flow from one org to another. A quiet moment is
+// waited for until those who have to know of a grant do: a laptop whose router has
+// forgotten its connections hears of it only after it has missed the controllers.
 func (s Scene) verdict(from, to string, kind string, port uint16) Verdict {
 	switch {
-	case from != to && allowed(from, to, kind, port, s.Changing):
-		return Either
 	case allowed(from, to, kind, port, s.Grants):
 		return Reached
+	case allowed(from, to, kind, port, s.Changing):
+		return Ceased
 	}
 	return Refused
 }
@@ -226,6 +229,9 @@ func (c Case) judge(a prober.Answer, quiet bool) (Finding, bool) {
 		return f, true
 	case c.Want == Refused && a.OK:
 		f.What, f.Detail = Forbidden, what+" was answered in "+a.Took.Round(time.Microsecond).String()
+		return f, true
+	case c.Want == Ceased && a.OK && quiet:
+		f.What, f.Detail = Outlasts, what+" was answered in "+a.Took.Round(time.Microsecond).String()
 		return f, true
 	}
 	return f, false
