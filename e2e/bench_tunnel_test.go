@@ -84,6 +84,7 @@ type tunnelSample struct {
 	gigabyte           float64 // CPU of both ends per gigabyte of one stream, in seconds
 	idle               float64 // round trip without load, in ms
 	loaded50, loaded99 float64 // round trip under four streams, in ms
+	loadedLost         float64 // of those pings, in percent
 	packet             float64 // CPU of both ends per UDP packet at a fixed rate, in µs
 	lost               float64 // of those, in percent
 	flood              float64 // UDP packets per second that arrive of too many
@@ -101,6 +102,7 @@ var tunnelMeasures = []struct {
 	{"rtt_idle", "ms", "", "", func(s tunnelSample) float64 { return s.idle }},
 	{"rtt_loaded_p50", "ms", "", "<= 0.5", func(s tunnelSample) float64 { return s.loaded50 }},
 	{"rtt_loaded_p99", "ms", "", "<= 0.5", func(s tunnelSample) float64 { return s.loaded99 }},
+	{"rtt_loaded_lost", "%", "<= 1", "", func(s tunnelSample) float64 { return s.loadedLost }},
 	{"udp_cpu", "µs", "", "<= 0.75", func(s tunnelSample) float64 { return s.packet }},
 	{"udp_lost", "%", "", "", func(s tunnelSample) float64 { return s.lost }},
 	{"udp_flood", "packets/s", "", "", func(s tunnelSample) float64 { return s.flood }},
@@ -167,7 +169,7 @@ func measureTunnel(t *testing.T, d tunnelled, seconds int) (s tunnelSample) {
 		_, err := p.hosts[0].Run(ctx, "ping", "-c1", "-W1", p.to)
 		return err
 	})
-	s.idle, _ = p.ping(t, seconds)
+	s.idle, _, _ = p.ping(t, seconds)
 	s.packet, s.lost = p.paced(t, 10_000, seconds)
 	p.iperf(t, 1) // the windows open
 	before := p.cpu(t)
@@ -177,7 +179,7 @@ func measureTunnel(t *testing.T, d tunnelled, seconds int) (s tunnelSample) {
 	go func() {
 		defer close(loaded)
 		time.Sleep(time.Second / 2) // until the streams are up to speed
-		s.loaded50, s.loaded99 = p.ping(t, seconds-1)
+		s.loaded50, s.loaded99, s.loadedLost = p.ping(t, seconds-1)
 	}()
 	s.tcp4 = p.iperf(t, seconds, "-P", "4").gbits
 	<-loaded
@@ -240,9 +242,11 @@ func statusMB(t *testing.T, pid int, name string) float64 {
 	return 0
 }
 
-// ping returns the median and the 99th percentile of round trips, in ms.
-func (p *tunnelPair) ping(t *testing.T, seconds int) (p50, p99 float64) {
-	out := p.run(t, p.hosts[0], "ping", "-i", "0.01", "-c", strconv.Itoa(max(seconds, 1)*80), "-W", "1", p.to)
+// ping returns the median and the 99th percentile of round trips, in ms, and how many
+// percent were not answered.
+func (p *tunnelPair) ping(t *testing.T, seconds int) (p50, p99, lost float64) {
+	count := max(seconds, 1) * 80
+	out := p.run(t, p.hosts[0], "ping", "-i", "0.01", "-c", strconv.Itoa(count), "-W", "1", p.to)
 	var trips []float64
 	for line := range strings.Lines(out) {
 		if _, rest, ok := strings.Cut(line, "time="); ok {
@@ -253,10 +257,10 @@ func (p *tunnelPair) ping(t *testing.T, seconds int) (p50, p99 float64) {
 	}
 	if len(trips) == 0 {
 		t.Error("no ping came back")
-		return 0, 0
+		return 0, 0, 100
 	}
 	slices.Sort(trips)
-	return trips[len(trips)/2], trips[len(trips)*99/100]
+	return trips[len(trips)/2], trips[len(trips)*99/100], float64(count-len(trips)) / float64(count) * 100
 }
 
 type iperfResult struct{ gbits, gigabytes, packets float64 }

@@ -186,6 +186,7 @@ func (s *udpSocket) prepare() error {
 		_ = s.set(unix.SOL_SOCKET, option, socketBuffer)
 	}
 	_ = s.set(unix.IPPROTO_UDP, unix.UDP_GRO, 1)
+	_ = s.set(unix.SOL_SOCKET, unix.SO_TIMESTAMPNS, 1) // see overdue
 	s.segment.Store(s.set(unix.IPPROTO_UDP, unix.UDP_SEGMENT, 0) == nil)
 	if s.is4 {
 		return errors.Join(

@@ -3,6 +3,7 @@ package userspace
 import (
 	"encoding/binary"
 	"net/netip"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -48,9 +49,9 @@ func (c *control) setSegment(size int) {
 	binary.NativeEndian.PutUint16(c.add(unix.IPPROTO_UDP, unix.UDP_SEGMENT, 2), uint16(size))
 }
 
-// parse reads which address of ours a message came to, and of packets of which size it
-// was made (0: it is one packet).
-func (c *control) parse() (to netip.Addr, segment int) {
+// parse reads which address of ours a message came to, of packets of which size it was
+// made (0: it is one packet), and when it came (zero: not known).
+func (c *control) parse() (to netip.Addr, segment int, at time.Time) {
 	rest := c.data[:c.length]
 	for len(rest) >= unix.SizeofCmsghdr {
 		hdr := (*unix.Cmsghdr)(unsafe.Pointer(&rest[0]))
@@ -66,8 +67,10 @@ func (c *control) parse() (to netip.Addr, segment int) {
 			to = netip.AddrFrom16([16]byte(body))
 		case hdr.Level == unix.IPPROTO_UDP && hdr.Type == unix.UDP_GRO && len(body) >= 4:
 			segment = int(int32(binary.NativeEndian.Uint32(body)))
+		case hdr.Level == unix.SOL_SOCKET && hdr.Type == unix.SCM_TIMESTAMPNS && len(body) >= int(unsafe.Sizeof(unix.Timespec{})):
+			at = time.Unix((*unix.Timespec)(unsafe.Pointer(&body[0])).Unix())
 		}
 		rest = rest[min(len(rest), unix.CmsgSpace(size-unix.CmsgLen(0))):]
 	}
-	return to, segment
+	return to, segment, at
 }

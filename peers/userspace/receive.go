@@ -3,6 +3,7 @@ package userspace
 import (
 	"net"
 	"os"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -15,8 +16,9 @@ const messagesMax = 8
 
 // receiver receives the packets of one socket, for one goroutine.
 type receiver struct {
-	wait  *waiter
-	known known
+	wait    *waiter
+	known   known
+	overdue overdue
 
 	msgs    [messagesMax]mmsghdr
 	vecs    [messagesMax]unix.Iovec
@@ -25,6 +27,7 @@ type receiver struct {
 	bufs    [messagesMax][1 << 16]byte
 	n       int
 	errno   unix.Errno
+	now     time.Time // when they were read
 
 	// What was received and is not handed on yet: of message next, from byte at on.
 	next, at int
@@ -62,7 +65,7 @@ func (r *receiver) receive(bufs [][]byte, sizes []int, from []conn.Endpoint) (in
 	n := 0
 	for ; r.next < r.n && n < len(bufs); r.next, r.at = r.next+1, 0 {
 		c := &r.control[r.next]
-		to, segment := c.parse()
+		to, segment, arrived := c.parse()
 		e, err := r.known.endpoint(&r.names[r.next], to)
 		if err != nil {
 			continue // its link is gone
@@ -70,6 +73,9 @@ func (r *receiver) receive(bufs [][]byte, sizes []int, from []conn.Endpoint) (in
 		got := r.bufs[r.next][:r.msgs[r.next].size]
 		if segment <= 0 {
 			segment = len(got)
+		}
+		if r.at == 0 && !arrived.IsZero() {
+			r.at = r.overdue.skip(len(got), segment, r.now.Sub(arrived))
 		}
 		for ; r.at < len(got) && n < len(bufs); n++ {
 			sizes[n] = copy(bufs[n], got[r.at:min(r.at+segment, len(got))])
@@ -98,6 +104,7 @@ func (r *receiver) read() error {
 		r.n = 0
 		return os.NewSyscallError("recvmmsg", r.errno)
 	}
+	r.now = time.Now()
 	for i := range r.n {
 		r.control[i].length = min(int(r.msgs[i].hdr.Controllen), controlSize)
 	}
