@@ -10,8 +10,9 @@ import (
 	"github.com/miekg/dns"
 )
 
-// The cases of RFC 8906 section 8, which are also ISC's EDNS compliance set: what
-// a server must make of flags, versions, options and types that it does not know.
+// The cases of RFC 8906 section 8, each over UDP and TCP (8.1.5): what a server must
+// make of flags, versions, options and types that it does not know. ISC's own set is
+// TestEDNSCompliance; 8.2.7 is TestCutAnswersKeepEDNS.
 func TestCompliance(t *testing.T) {
 	option := func(o dns.EDNS0) func(*dns.Msg) {
 		return func(m *dns.Msg) {
@@ -38,12 +39,15 @@ func TestCompliance(t *testing.T) {
 		edns    bool
 		options int // in the answer
 	}{
-		{"8.1.1 a plain query", func(*dns.Msg) {}, 0, 1, false, 0},
+		{"8.1.1 the zone", func(m *dns.Msg) {
+			m.Question[0] = dns.Question{Name: "internal.", Qtype: dns.TypeSOA, Qclass: dns.ClassINET}
+		}, 0, 1, false, 0},
+		{"a plain query", func(*dns.Msg) {}, 0, 1, false, 0},
 		{"8.1.2 an unknown type", func(m *dns.Msg) { m.Question[0].Qtype = 1000 }, 0, 0, false, 0},
 		{"8.1.3.1 CD", func(m *dns.Msg) { m.CheckingDisabled = true }, 0, 1, false, 0},
-		{"8.1.3.1 AD", func(m *dns.Msg) { m.AuthenticatedData = true }, 0, 1, false, 0},
-		{"8.1.3.2 the reserved bit", func(m *dns.Msg) { m.Zero = true }, 0, 1, false, 0},
-		{"8.1.3.3 no recursion desired", func(m *dns.Msg) { m.RecursionDesired = false }, 0, 1, false, 0},
+		{"8.1.3.2 AD", func(m *dns.Msg) { m.AuthenticatedData = true }, 0, 1, false, 0},
+		{"8.1.3.3 the reserved bit", func(m *dns.Msg) { m.Zero = true }, 0, 1, false, 0},
+		{"8.1.3.4 no recursion desired", func(m *dns.Msg) { m.RecursionDesired = false }, 0, 1, false, 0},
 		{"8.1.4 an unknown opcode", func(m *dns.Msg) { m.Opcode = 15 }, dns.RcodeNotImplemented, 0, false, 0},
 		{"8.2.1 EDNS", version(0), 0, 1, true, 0},
 		{"8.2.2 EDNS version 1", version(1), dns.RcodeBadVers, 0, true, 0},
@@ -52,9 +56,9 @@ func TestCompliance(t *testing.T) {
 		{"8.2.4 an unknown EDNS flag", func(m *dns.Msg) { m.SetEdns0(4096, false); m.IsEdns0().SetZ(0x40) }, 0, 1, true, 0},
 		{"8.2.5 version 1 with an unknown flag", both(version(1), func(m *dns.Msg) { m.IsEdns0().SetZ(0x40) }), dns.RcodeBadVers, 0, true, 0},
 		{"8.2.6 version 1 with an unknown option", both(version(1), func(m *dns.Msg) { m.IsEdns0().Option = []dns.EDNS0{unknown} }), dns.RcodeBadVers, 0, true, 0},
-		{"8.2.7 DNSSEC OK", func(m *dns.Msg) { m.SetEdns0(4096, true) }, 0, 1, true, 0},
-		{"8.2.8 version 1 with DNSSEC OK", func(m *dns.Msg) { m.SetEdns0(4096, true); m.IsEdns0().SetVersion(1) }, dns.RcodeBadVers, 0, true, 0},
-		{"8.2.9 several options", both(option(&dns.EDNS0_NSID{Code: dns.EDNS0NSID}), func(m *dns.Msg) {
+		{"8.2.8 DNSSEC OK", func(m *dns.Msg) { m.SetEdns0(4096, true) }, 0, 1, true, 0},
+		{"8.2.9 version 1 with DNSSEC OK", func(m *dns.Msg) { m.SetEdns0(4096, true); m.IsEdns0().SetVersion(1) }, dns.RcodeBadVers, 0, true, 0},
+		{"8.2.10 several options", both(option(&dns.EDNS0_NSID{Code: dns.EDNS0NSID}), func(m *dns.Msg) {
 			m.IsEdns0().Option = append(m.IsEdns0().Option, &dns.EDNS0_SUBNET{Code: dns.EDNS0SUBNET, Family: 1, SourceNetmask: 24, Address: net.IPv4(192, 0, 2, 0)}, &dns.EDNS0_EXPIRE{Code: dns.EDNS0EXPIRE, Empty: true},
 				&dns.EDNS0_COOKIE{Code: dns.EDNS0COOKIE, Cookie: "0102030405060708"})
 		}), 0, 1, true, 1},
@@ -62,6 +66,9 @@ func TestCompliance(t *testing.T) {
 		{"a cookie and nothing asked wrong", option(&dns.EDNS0_COOKIE{Code: dns.EDNS0COOKIE, Cookie: "0102030405060708"}), 0, 1, true, 1},
 		{"a cookie that is too short", option(&dns.EDNS0_COOKIE{Code: dns.EDNS0COOKIE, Cookie: "01020304"}), dns.RcodeFormatError, 0, true, 0},
 		{"a cookie that is too long", option(&dns.EDNS0_COOKIE{Code: dns.EDNS0COOKIE, Cookie: strings.Repeat("01", 41)}), dns.RcodeFormatError, 0, true, 0},
+		{"a cookie and no question", both(option(&dns.EDNS0_COOKIE{Code: dns.EDNS0COOKIE, Cookie: "0102030405060708"}), func(m *dns.Msg) { m.Question = nil }), 0, 0, true, 1},
+		{"no question and no cookie", func(m *dns.Msg) { m.SetEdns0(4096, false); m.Question = nil }, dns.RcodeFormatError, 0, true, 0},
+		{"no question at all", func(m *dns.Msg) { m.Question = nil }, dns.RcodeFormatError, 0, false, 0},
 		{"a server's cookie that is too short", option(&dns.EDNS0_COOKIE{Code: dns.EDNS0COOKIE, Cookie: strings.Repeat("01", 15)}), dns.RcodeFormatError, 0, true, 0},
 	}
 	s := testServer(fixture(), fixtureFacts())
@@ -119,10 +126,12 @@ func TestRates(t *testing.T) {
 	r := newRates(3)
 	a, b := netip.MustParseAddr(w1), netip.MustParseAddr(w2)
 	now := time.Unix(1000, 0)
+	from := a
 	for i, want := range []bool{true, true, true, false, false} {
-		if got := r.allow(a, now); got != want {
+		if got := r.allow(from, now); got != want {
 			t.Errorf("query %d: %v", i, got)
 		}
+		from = from.Next() // a machine has many addresses
 	}
 	if !r.allow(b, now) {
 		t.Skip("the two sources share a counter, as one in 16,384 does")

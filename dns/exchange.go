@@ -21,8 +21,7 @@ func (f *Forwarder) exchange(ctx context.Context, server netip.AddrPort, q dns.Q
 	query.Id = dns.Id()
 	query.RecursionDesired, query.CheckingDisabled = true, cd
 	q.Name = lower(q.Name)
-	_, folds := f.lower.Load(server)
-	if !folds {
+	if _, folds := f.lower.Load(server); !folds {
 		q.Name = mixCase(q.Name)
 	}
 	query.Question = []dns.Question{q}
@@ -31,16 +30,23 @@ func (f *Forwarder) exchange(ctx context.Context, server netip.AddrPort, q dns.Q
 		opt := query.IsEdns0()
 		opt.Option = append(opt.Option, &dns.EDNS0_LOCAL{Code: loopOption, Data: f.nonce})
 	}
-	m, err := exchange(ctx, f.cfg.Dial, server, query)
-	if err == nil && !folds && !sameCase(m, q.Name) {
-		m, err = f.again(ctx, server, query)
+	m, err := f.checked(ctx, server, query)
+	if err == nil && (m.Rcode == dns.RcodeFormatError || m.Rcode == dns.RcodeNotImplemented || m.Rcode == dns.RcodeBadVers) {
+		query.Extra, query.Id = nil, dns.Id()
+		m, err = f.checked(ctx, server, query)
 	}
 	if err == nil {
 		restoreCase(m, q.Name)
 	}
-	if err == nil && (m.Rcode == dns.RcodeFormatError || m.Rcode == dns.RcodeNotImplemented || m.Rcode == dns.RcodeBadVers) {
-		query.Extra, query.Id = nil, dns.Id()
-		return exchange(ctx, f.cfg.Dial, server, query)
+	return m, err
+}
+
+// checked is exchange, with an answer that gives the question's case back if the
+// server is one that does.
+func (f *Forwarder) checked(ctx context.Context, server netip.AddrPort, query *dns.Msg) (*dns.Msg, error) {
+	m, err := exchange(ctx, f.cfg.Dial, server, query)
+	if _, folds := f.lower.Load(server); err == nil && !folds && !sameCase(m, query.Question[0].Name) {
+		return f.again(ctx, server, query)
 	}
 	return m, err
 }

@@ -271,29 +271,50 @@ func (f *Forwarder) forward(ctx context.Context, r *request) *dns.Msg {
 		f.hits.Add(1)
 		return r.pass(kept)
 	}
+	up := f.fly(ctx, to, upstreamQuery{Question: q, do: do, cd: r.msg.CheckingDisabled, key: key})
+	return f.wait(r, up, kept, to.down.Load())
+}
+
+// errLeft says that who asked first is gone, and the question with it.
+var errLeft = errors.New("whoever asked has gone")
+
+// fly asks a question upstream, together with all who ask the same at this time. It
+// returns where the answer comes; nil: there is none. If the one whose question it
+// was goes, another one's takes its place.
+func (f *Forwarder) fly(ctx context.Context, to *route, q upstreamQuery) <-chan *dns.Msg {
+	start := func() <-chan singleflight.Result {
+		return f.flights.DoChan(q.key, func() (any, error) {
+			bounded, cancel := context.WithTimeout(ctx, f.cfg.Timeout)
+			defer cancel()
+			m, err := f.ask(bounded, to, q)
+			switch {
+			case errors.Is(err, errRemembered):
+				f.remembered.Add(1)
+				return nil, err
+			case err != nil && ctx.Err() != nil:
+				return nil, errLeft
+			}
+			if to.down.Store(err != nil); err == nil && !to.trusted {
+				f.cache.put(q.key, m)
+			}
+			return m, err
+		})
+	}
 	f.asking.add(1)
-	answered := f.flights.DoChan(key, func() (any, error) {
-		ctx, cancel := context.WithTimeout(ctx, f.cfg.Timeout)
-		defer cancel()
-		m, err := f.ask(ctx, to, upstreamQuery{Question: q, do: do, cd: r.msg.CheckingDisabled, key: key})
-		if errors.Is(err, errRemembered) {
-			f.remembered.Add(1)
-			return nil, err
-		}
-		if to.down.Store(err != nil); err == nil && !to.trusted {
-			f.cache.put(key, m)
-		}
-		return m, err
-	})
-	up := make(chan *dns.Msg, 1) // nil: no answer
+	up := make(chan *dns.Msg, 1)
+	answered := start()
 	go func() {
 		defer f.asking.add(-1)
-		if got := <-answered; got.Err == nil {
+		defer close(up)
+		got := <-answered
+		for errors.Is(got.Err, errLeft) && ctx.Err() == nil {
+			got = <-start()
+		}
+		if got.Err == nil {
 			up <- got.Val.(*dns.Msg)
 		}
-		close(up)
 	}()
-	return f.wait(r, up, kept, to.down.Load())
+	return up
 }
 
 // stalePatience is how long upstreams are waited for when there is an old answer

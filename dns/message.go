@@ -22,8 +22,8 @@ const (
 
 // request is a query that was understood.
 type request struct {
-	msg  *dns.Msg
-	size int // of the largest answer
+	msg  *dns.Msg // with one question, or with none and a cookie
+	size int      // of the largest answer
 	edns *dns.OPT
 
 	cookie *dns.EDNS0_COOKIE // for the answer; nil: none was sent
@@ -48,12 +48,13 @@ func parseRequest(packet []byte, stream bool) (r request, code Rcode, drop bool)
 		return r, NotImplemented, false
 	}
 	count := func(i int) uint16 { return binary.BigEndian.Uint16(packet[i:]) }
-	// Counts first: what no resolver sends is not worth unpacking.
-	if count(4) != 1 || count(6) != 0 || count(8) != 0 || count(10) > 2 {
+	// Counts first: what no resolver sends is not worth unpacking. Without a question
+	// there may be a cookie to be answered (RFC 7873 section 5.4).
+	if count(4) > 1 || count(4) == 0 && count(10) == 0 || count(6) != 0 || count(8) != 0 || count(10) > 2 {
 		return r, FormatError, false
 	}
 	full := new(dns.Msg)
-	if err := full.Unpack(packet); err != nil || len(full.Question) != 1 {
+	if err := full.Unpack(packet); err != nil || len(full.Question) != int(count(4)) {
 		return r, FormatError, false
 	}
 	r.msg = full
@@ -71,10 +72,17 @@ func parseRequest(packet []byte, stream bool) (r request, code Rcode, drop bool)
 	if r.edns != nil && r.edns.Version() != 0 {
 		return r, badVersion, false
 	}
-	if r.question().Qclass != dns.ClassINET {
+	switch {
+	case len(full.Question) == 0 && !r.hasCookie():
+		return r, FormatError, false
+	case len(full.Question) == 1 && r.question().Qclass != dns.ClassINET:
 		return r, Refused, false
 	}
 	return r, NoError, false
+}
+
+func (r *request) hasCookie() bool {
+	return r.edns != nil && slices.ContainsFunc(r.edns.Option, func(o dns.EDNS0) bool { return o.Option() == dns.EDNS0COOKIE })
 }
 
 // reply starts an answer: header, question exactly as it was asked, EDNS0 if it was.

@@ -2,6 +2,7 @@ package dns
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -42,6 +43,9 @@ func newNSDZone(d Data, o Org) *nsdZone {
 	for app, ms := range byApp {
 		z.app(app, ms)
 	}
+	z.kinds["zone"] = []string{"internal.", "a.9.8.7.6.5.4.3.2.1.d.f.ip6.arpa."}
+	z.hosts()
+	z.own()
 	z.text("apps", "_apps", ",", slices.Sorted(maps.Keys(byApp)))
 	var clients []string
 	for _, c := range o.Clients {
@@ -57,7 +61,7 @@ func newNSDZone(d Data, o Org) *nsdZone {
 	for prefix, all := range map[string]bool{"": false, "all.": true} {
 		var entries []string
 		for _, m := range o.Machines {
-			if all || z.usable(m) {
+			if !m.Unlisted && (all || z.usable(m)) {
 				entries = append(entries, fmt.Sprintf("instance=%s,app=%s,ip=%s,region=%s", m.ID, m.App, m.Addr, z.host(m).Region))
 			}
 		}
@@ -70,7 +74,49 @@ func (z *nsdZone) host(m Machine) Host {
 	return z.d.Hosts[slices.IndexFunc(z.d.Hosts, func(h Host) bool { return h.Name == m.Host })]
 }
 
-func (z *nsdZone) usable(m Machine) bool { return m.Started && m.Healthy && !z.host(m).Cordoned }
+func (z *nsdZone) usable(m Machine) bool {
+	return m.Started && m.Healthy && !m.Cordoned && !z.host(m).Cordoned
+}
+
+// hosts writes the hosts that have machines of the org: their address in its network,
+// and their own.
+func (z *nsdZone) hosts() {
+	for _, h := range z.d.Hosts {
+		if !slices.ContainsFunc(z.o.Machines, func(m Machine) bool { return m.Host == h.Name }) {
+			continue
+		}
+		a := h.Addr.As16()
+		a[7] = 1 // the org's network
+		z.add("host", h.Name+".host", 5, "AAAA "+netip.AddrFrom16(a).String())
+		z.ptr("PTR of a host", netip.AddrFrom16(a), h.Name+".host.internal.")
+		z.ptr("PTR of a host", h.Addr, h.Name+".host.internal.")
+	}
+	z.exist("in between", "host")
+}
+
+// own writes the org's own records.
+func (z *nsdZone) own() {
+	for _, r := range z.o.Own {
+		ttl := cmp.Or(r.TTL, 5)
+		switch r.Type {
+		case TypeAAAA:
+			z.add("own AAAA", r.Name, ttl, "AAAA "+r.Addr.String())
+		case TypeTXT:
+			z.add("own TXT", r.Name, ttl, `TXT "`+r.Text+`"`)
+		case TypeSRV:
+			z.add("own SRV", r.Name, ttl, fmt.Sprintf("SRV %d %d %d %s.", r.Priority, r.Weight, r.Port, r.Target))
+			z.exist("in between", "_tcp.store", "store")
+		case TypeAlias: // what it stands for, and never a CNAME
+			z.exist("alias", r.Name)
+			for _, record := range z.records[r.Target+"."] {
+				f := strings.SplitN(record, " ", 4)
+				if f[2] == "AAAA" {
+					z.add("", r.Name, min(ttl, 5), "AAAA "+f[3])
+				}
+			}
+		}
+	}
+}
 
 // app writes an app's names: each qualifier alone, and each pair of them.
 func (z *nsdZone) app(app string, ms []Machine) {
@@ -78,7 +124,10 @@ func (z *nsdZone) app(app string, ms []Machine) {
 		kind, name string
 		keep       func(Machine) bool
 	}
-	qs := []qualifier{{"global", "global", func(Machine) bool { return true }}}
+	everyone := func(Machine) bool { return true }
+	// The nearest of more than there are is all, whoever asks.
+	qs := []qualifier{{"global", "global", everyone}, {"top", "top1000.nearest.of", everyone}}
+	listed := filter(ms, func(m Machine) bool { return !m.Unlisted })
 	regions := map[string]bool{}
 	for _, r := range z.d.Regions {
 		regions[r.Name] = true
@@ -90,6 +139,9 @@ func (z *nsdZone) app(app string, ms []Machine) {
 	for _, m := range ms {
 		qs = append(qs, qualifier{"machine", m.ID + ".vm", func(x Machine) bool { return x.ID == m.ID }})
 		z.ptr("PTR of a machine", m.Addr, m.ID+".vm."+app+".internal.")
+		if m.Unlisted {
+			continue
+		}
 		if m.Group != "" {
 			groups[m.Group] = true
 		}
@@ -103,21 +155,24 @@ func (z *nsdZone) app(app string, ms []Machine) {
 	for v := range values {
 		qs = append(qs, qualifier{"metadata", v + ".k.kv._metadata", func(m Machine) bool { return m.Meta["k"] == v }})
 	}
-	z.selection("app", app, ms)
+	z.selection("app", app, listed)
 	z.exist("in between", "vm."+app, "process."+app, "_metadata."+app, "kv._metadata."+app, "of."+app, "nearest.of."+app)
 	for _, a := range qs {
-		some := filter(ms, a.keep)
+		some := filter(listed, a.keep)
+		if a.kind == "machine" {
+			some = filter(ms, a.keep) // the one name of one that is unlisted
+		}
 		z.selection(a.kind, a.name+"."+app, some)
 		for _, b := range qs {
 			// An id, a group or a value is only there if a machine has it; a region always is.
-			if left := filter(some, b.keep); len(left) > 0 || b.kind == "region" || b.kind == "global" {
+			if left := filter(some, b.keep); len(left) > 0 || b.kind == "region" || b.kind == "global" || b.kind == "top" {
 				z.selection("nested", b.name+"."+a.name+"."+app, left)
 			}
 		}
 	}
 	for prefix, all := range map[string]bool{"": false, "all.": true} {
 		var vms, in []string
-		for _, m := range ms {
+		for _, m := range listed {
 			if all || z.usable(m) {
 				vms = append(vms, m.ID+" "+z.host(m).Region)
 				in = append(in, z.host(m).Region)
@@ -227,19 +282,20 @@ func TestAgreesWithNSD(t *testing.T) {
 	defer conn.Close()
 	counts := map[string]int{}
 	kinds := slices.Sorted(maps.Keys(z.kinds))
-	types := []uint16{TypeAAAA, TypeAAAA, TypeTXT, TypeSRV, TypePTR, dns.TypeA, dns.TypeMX}
+	types := []uint16{TypeAAAA, TypeAAAA, TypeTXT, TypeSRV, TypePTR, TypeSOA, dns.TypeA, dns.TypeMX}
 	const queries = 12000
-	for i := range queries {
+	asked := 0
+	for i := 0; asked < queries; i++ {
 		kind := kinds[i%len(kinds)]
 		name := z.kinds[kind][rnd.IntN(len(z.kinds[kind]))]
 		if rnd.IntN(4) == 0 {
 			name, kind = change(rnd, name), "changed"
 			if notInZone(name) {
-				kind = ""
 				continue
 			}
 		}
 		counts[kind]++
+		asked++
 		q := new(dns.Msg).SetQuestion(mixCase(name), types[rnd.IntN(len(types))])
 		if z.records[name] != nil && rnd.IntN(2) == 0 { // the type that is there
 			q.Question[0].Qtype = dns.StringToType[strings.Fields(z.records[name][0])[2]]
@@ -265,6 +321,7 @@ func TestAgreesWithNSD(t *testing.T) {
 			t.Fatalf("seed %d: %s %s\nNSD:\n%s\nweft:\n%s", seed, q.Question[0].Name, dns.TypeToString[q.Question[0].Qtype], a, b)
 		}
 	}
+	t.Logf("%-22s %5d", "in all", asked)
 	for _, kind := range append(kinds, "changed") {
 		t.Logf("%-22s %5d", kind, counts[kind])
 		if counts[kind] == 0 {
@@ -304,7 +361,7 @@ func notInZone(name string) bool {
 	depth := 0
 	for _, l := range labels[:n-2] {
 		switch l {
-		case "vm", "process", "_metadata", "global", "fra", "ams", "nrt":
+		case "vm", "process", "_metadata", "of", "global", "fra", "ams", "nrt":
 			depth++
 		}
 	}
@@ -347,11 +404,19 @@ func randomOrg(rnd *rand.Rand) (Data, Org) {
 			ID: fmt.Sprintf("m%d", i), App: apps[rnd.IntN(len(apps))], Host: d.Hosts[host+1].Name,
 			Group: []string{"", "front", "worker"}[rnd.IntN(3)], Meta: map[string]string{"k": []string{"", "v1", "v2"}[rnd.IntN(3)]},
 			Addr:    netip.MustParseAddr(fmt.Sprintf("fd12:3456:789a:1:100:%x:%x:2", host+1, i+1)),
-			Started: rnd.IntN(5) > 0, Healthy: rnd.IntN(6) > 0,
+			Started: rnd.IntN(5) > 0, Healthy: rnd.IntN(6) > 0, Cordoned: rnd.IntN(10) == 0, Unlisted: rnd.IntN(10) == 0,
 		})
 	}
 	for i := range 12 {
 		o.Clients = append(o.Clients, Client{fmt.Sprintf("laptop-%d", i), netip.MustParseAddr(fmt.Sprintf("fd12:3456:789a:1:100:1:%x:2", 0x1000+i))})
+	}
+	o.Own = []OwnRecord{
+		{Name: "printer", Type: TypeAAAA, Addr: netip.MustParseAddr("fd12:3456:789a:1:100:1:7777:2"), TTL: 60},
+		{Name: "printer", Type: TypeAAAA, Addr: netip.MustParseAddr("fd12:3456:789a:1:100:1:7778:2"), TTL: 60},
+		{Name: "motd", Type: TypeTXT, Text: "closed today"},
+		{Name: "_pg._tcp.store", Type: TypeSRV, Priority: 3, Weight: 7, Port: 5432, Target: "db.internal"},
+		{Name: "api", Type: TypeAlias, Target: "global.web.internal", TTL: 3},
+		{Name: "lazy.api2", Type: TypeAlias, Target: "web.internal", TTL: 600},
 	}
 	d.Orgs = []Org{o}
 	return d, o

@@ -101,6 +101,14 @@ func (t *topNames) add(name string, weight uint64) {
 	t.counts[name] = n + weight
 }
 
+// count notes the name of a query that stands for weight ones. Options that come with
+// it do not matter.
+func (s *Server) count(packet []byte, weight uint64) {
+	if name, ok := askedName(packet); ok {
+		s.top.add(presentation(wireLabels(name)), weight)
+	}
+}
+
 // TopNames returns the names that were asked most since the start, most first, with
 // counts that are estimates: a name that took the place of others has theirs as well,
 // and under load they are from a sample.

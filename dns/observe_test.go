@@ -32,8 +32,8 @@ func TestQueryLog(t *testing.T) {
 			}
 		}
 	}
-	if diff := cmp.Diff([]NameCount{{"example.", 1}, {"nosuch.internal.", 1}, {"web.internal.", 1}}, s.TopNames(9)); diff != "" {
-		t.Errorf("names asked over UDP, one by one (-want +got):\n%s", diff)
+	if diff := cmp.Diff([]NameCount{{"example.", 2}, {"nosuch.internal.", 2}, {"web.internal.", 2}}, s.TopNames(9)); diff != "" {
+		t.Errorf("names asked over UDP and TCP, one by one (-want +got):\n%s", diff)
 	}
 	waitFor(t, "six entries", func() bool { mu.Lock(); defer mu.Unlock(); return len(log) == 6 })
 	var want []Asked
@@ -90,6 +90,39 @@ func TestTopNames(t *testing.T) {
 	}
 	if len(s.top.counts) > topKept {
 		t.Errorf("%d names are kept", len(s.top.counts))
+	}
+}
+
+// Every query counts, whatever it has besides its question, and over either transport.
+func TestTopNamesCountsAllQueries(t *testing.T) {
+	s := testServer(fixture(), fixtureFacts())
+	at, _ := serve(t, s, w1)
+	for i, change := range []func(*dns.Msg){
+		func(*dns.Msg) {},
+		func(m *dns.Msg) { m.SetEdns0(1232, false) },
+		func(m *dns.Msg) { // as dig asks
+			m.SetEdns0(1232, false)
+			m.IsEdns0().Option = append(m.IsEdns0().Option, &dns.EDNS0_COOKIE{Code: dns.EDNS0COOKIE, Cookie: "0102030405060708"})
+		},
+		func(m *dns.Msg) { m.Question[0].Name = "DB.internal." },
+	} {
+		for j, network := range []string{"udp", "tcp"} {
+			q := new(dns.Msg).SetQuestion("db.internal.", TypeAAAA)
+			change(q)
+			if _, _, err := (&dns.Client{Net: network, Timeout: deadline}).Exchange(q, at.String()); err != nil {
+				t.Fatal(err)
+			}
+			want := []NameCount{{"db.internal.", uint64(2*i + j + 1)}}
+			if diff := cmp.Diff(want, s.TopNames(5)); diff != "" {
+				t.Errorf("after query %d over %s (-want +got):\n%s", i, network, diff)
+			}
+		}
+	}
+	for _, none := range [][]byte{nil, make([]byte, headerSize), make([]byte, headerSize+4), append(make([]byte, headerSize), 0xc0, 12, 0, 1, 0, 1)} {
+		s.count(none, 1)
+	}
+	if n := len(s.TopNames(5)); n != 1 {
+		t.Errorf("%d names of one", n)
 	}
 }
 

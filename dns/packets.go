@@ -78,9 +78,9 @@ func (s *Server) newPacketLoop(ctx context.Context, conn net.PacketConn, role Ro
 func (l *packetLoop) take(i int, packet []byte, from netip.AddrPort) {
 	if l.seen++; l.exact > 0 {
 		l.exact--
-		l.count(packet, 1)
+		l.s.count(packet, 1)
 	} else if l.seen%topSample == 0 {
-		l.count(packet, topSample)
+		l.s.count(packet, topSample)
 	}
 	source := withoutPort(from)
 	if out := l.hot.answer(l.answers[l.ready], packet, source, l.role); out != nil {
@@ -121,13 +121,6 @@ func (l *packetLoop) begin(now time.Time) {
 		l.exact = topExact
 	}
 	l.began = now
-}
-
-// count notes the name of a query that stands for weight ones.
-func (l *packetLoop) count(packet []byte, weight uint64) {
-	if q, ok := parsePlain(packet); ok {
-		l.s.top.add(presentation(q.labels()), weight)
-	}
 }
 
 func (l *packetLoop) send(answer []byte, to netip.AddrPort) {

@@ -144,6 +144,7 @@ func (s *Server) serveConn(ctx context.Context, conn net.Conn, source netip.Addr
 			break
 		}
 		s.tcp.Add(1)
+		s.count(packet, 1)
 		var out []byte
 		var wait func(context.Context) []byte
 		start := time.Now()

@@ -34,10 +34,10 @@ type Config struct {
 	// Caps on what others can make this server hold. 0: the default.
 	Conns           int // TCP connections in all: 1024
 	ConnsPerNetwork int // of one network, a /64: 128
-	ConnsPerSource  int // of one address: 16
+	ConnsPerSource  int // of one endpoint, a /112: 16
 	Forwards        int // queries that wait for upstreams, in all: 1024
-	ForwardsPerNet  int // of one network: 256
-	QueriesPerSec   int // UDP queries of one source in a second: 10000; more are dropped
+	ForwardsPerNet  int // of one network: 256; of one endpoint half of them, if there is a zone
+	QueriesPerSec   int // UDP queries of one endpoint in a second: 10000; more are dropped
 
 	// Times of TCP connections. 0: the default.
 	IdleTimeout time.Duration // between queries: 10 s
@@ -102,6 +102,9 @@ func NewServer(cfg Config) *Server {
 	s.rates, s.cookies = newRates(or(cfg.QueriesPerSec, 10000)), newCookies()
 	perNet := or(cfg.ForwardsPerNet, 256)
 	s.forwards = quota{total: or(cfg.Forwards, 1024), network: perNet, source: perNet}
+	if cfg.Zone != nil { // a stub has one source
+		s.forwards.source = (perNet + 1) / 2
+	}
 	return s
 }
 
@@ -134,8 +137,8 @@ func (s *Server) handle(packet []byte, source netip.Addr, role Role, stream bool
 			code = FormatError
 		}
 	}
-	if code != NoError {
-		return s.finish(&r, r.answerMessage(Answer{Rcode: code}, s.cfg.Forward != nil)), nil
+	if code != NoError || len(r.msg.Question) == 0 {
+		return s.finish(&r, r.reply(code, s.cfg.Forward != nil)), nil
 	}
 	a := s.decide(&r, source, role)
 	if !a.Forward {
@@ -196,7 +199,7 @@ type runtimeSource struct{}
 
 func (runtimeSource) Uint64() uint64 { return rand.Uint64() }
 
-// quota bounds what is held at one time: by one address, by one /64, in all.
+// quota bounds what is held at one time: by one endpoint, by one /64, in all.
 type quota struct {
 	total, network, source int
 
@@ -208,7 +211,7 @@ type quota struct {
 
 // take reserves one for source, which give returns. ok is false if a cap is reached.
 func (q *quota) take(source netip.Addr) (ok bool) {
-	n := networkOf(source)
+	n, source := networkOf(source), endpointOf(source)
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.held == nil {
@@ -224,7 +227,7 @@ func (q *quota) take(source netip.Addr) (ok bool) {
 }
 
 func (q *quota) give(source netip.Addr) {
-	n := networkOf(source)
+	n, source := networkOf(source), endpointOf(source)
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.all--

@@ -341,7 +341,7 @@ func TestCaps(t *testing.T) {
 	s := NewServer(Config{Conns: 4, ConnsPerNetwork: 3, ConnsPerSource: 2})
 	addr := netip.MustParseAddr
 	var got []bool
-	for _, a := range []string{"fd00::1", "fd00::1", "fd00::1", "fd00::2", "fd00::3", "fd00:0:0:1::1", "fd00:0:0:2::1"} {
+	for _, a := range []string{"fd00::1", "fd00::2", "fd00::3", "fd00::2:1", "fd00::3:1", "fd00:0:0:1::1", "fd00:0:0:2::1"} {
 		got = append(got, s.conns.take(addr(a)))
 	}
 	if want := []bool{true, true, false, true, false, true, false}; !cmp.Equal(got, want) {
@@ -351,7 +351,7 @@ func TestCaps(t *testing.T) {
 	if !s.conns.take(addr("fd00:0:0:2::1")) {
 		t.Error("what was given back cannot be taken")
 	}
-	for _, a := range []string{"fd00::1", "fd00::2", "fd00:0:0:1::1", "fd00:0:0:2::1"} {
+	for _, a := range []string{"fd00::2", "fd00::2:1", "fd00:0:0:1::1", "fd00:0:0:2::1"} {
 		s.conns.give(addr(a))
 	}
 	if s.conns.all != 0 || len(s.conns.held) != 0 || len(s.conns.byNet) != 0 {

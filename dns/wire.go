@@ -36,17 +36,12 @@ func parsePlain(packet []byte) (q plain, ok bool) {
 	if be.Uint16(packet[4:]) != 1 || be.Uint32(packet[6:]) != 0 || be.Uint16(packet[10:]) > 1 {
 		return q, false
 	}
-	end := headerSize
-	for packet[end] != 0 {
-		if packet[end] > 63 { // a pointer, or none of a name
-			return q, false
-		}
-		if end += 1 + int(packet[end]); end+5 > len(packet) || end-headerSize >= maxNameWire {
-			return q, false
-		}
+	name, ok := nameIn(packet)
+	if !ok {
+		return q, false
 	}
-	end++
-	q.name, q.qtype, q.size = packet[headerSize:end], be.Uint16(packet[end:]), plainSize
+	end := headerSize + len(name)
+	q.name, q.qtype, q.size = name, be.Uint16(packet[end:]), plainSize
 	if be.Uint16(packet[end+2:]) != classIN {
 		return q, false
 	}
@@ -64,11 +59,40 @@ func parsePlain(packet []byte) (q plain, ok bool) {
 	return q, true
 }
 
+// nameIn returns the name of a message's first question, as it is on the wire; a type
+// and a class follow it. ok is false if there is no such name that is whole. The
+// message has room for a header and the least question.
+func nameIn(packet []byte) (name []byte, ok bool) {
+	end := headerSize
+	for packet[end] != 0 {
+		if packet[end] > 63 { // a pointer, or none of a name
+			return nil, false
+		}
+		if end += 1 + int(packet[end]); end+5 > len(packet) || end-headerSize >= maxNameWire {
+			return nil, false
+		}
+	}
+	return packet[headerSize : end+1], true
+}
+
+// askedName is the name that a query with one question asks about, whatever else is in
+// it.
+func askedName(packet []byte) (name []byte, ok bool) {
+	const query, opcode = 0x80, 0x78
+	if len(packet) < headerSize+5 || packet[2]&(query|opcode) != 0 || binary.BigEndian.Uint16(packet[4:]) != 1 {
+		return nil, false
+	}
+	return nameIn(packet)
+}
+
 // labels are the name's, in lower case.
-func (q plain) labels() []string {
+func (q plain) labels() []string { return wireLabels(q.name) }
+
+// wireLabels are those of a name on the wire that is whole, in lower case.
+func wireLabels(name []byte) []string {
 	var out []string
-	for i := 0; q.name[i] != 0; i += 1 + int(q.name[i]) {
-		out = append(out, lower(string(q.name[i+1:i+1+int(q.name[i])])))
+	for i := 0; name[i] != 0; i += 1 + int(name[i]) {
+		out = append(out, lower(string(name[i+1:i+1+int(name[i])])))
 	}
 	return out
 }

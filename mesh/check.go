@@ -19,6 +19,9 @@ type Check struct {
 	Interval Duration `json:"interval,omitzero"` // between two attempts; default 5 s
 	Timeout  Duration `json:"timeout,omitzero"`  // of one; default 2 s
 	Grace    Duration `json:"grace,omitzero"`    // after the start of the machine, in which a failure does not count
+
+	Fall int `json:"fall,omitempty"` // so many failures in a row make it fail; default 3
+	Rise int `json:"rise,omitempty"` // so many successes in a row make it pass again; default 2, and more while it flaps
 }
 
 // Kinds of checks.
@@ -32,6 +35,8 @@ const (
 const (
 	DefaultCheckInterval = 5 * time.Second
 	DefaultCheckTimeout  = 2 * time.Second
+	DefaultCheckFall     = 3
+	DefaultCheckRise     = 2
 )
 
 // Bounds of checks.
@@ -43,6 +48,7 @@ const (
 	minCheckTimeout  = 10 * time.Millisecond
 	maxCheckTimeout  = time.Minute
 	maxCheckGrace    = time.Hour
+	maxCheckRun      = 100 // attempts in a row
 )
 
 const wantChecks = "want tcp:PORT, http:PORT/PATH or exec:COMMAND"
@@ -71,7 +77,7 @@ func ParseCheck(s string) (c Check, err error) {
 	return c, c.Validate()
 }
 
-// String is the inverse of ParseCheck; its times are not in it.
+// String is the inverse of ParseCheck; its times and thresholds are not in it.
 func (c Check) String() string {
 	switch c.Kind {
 	case CheckExec:
@@ -82,10 +88,11 @@ func (c Check) String() string {
 	return c.Kind + ":" + strconv.Itoa(int(c.Port))
 }
 
-// WithDefaults fills in the times that c does not say.
+// WithDefaults fills in the times and thresholds that c does not say.
 func (c Check) WithDefaults() Check {
 	c.Interval = cmp.Or(c.Interval, Duration(DefaultCheckInterval))
 	c.Timeout = cmp.Or(c.Timeout, Duration(DefaultCheckTimeout))
+	c.Fall, c.Rise = cmp.Or(c.Fall, DefaultCheckFall), cmp.Or(c.Rise, DefaultCheckRise)
 	return c
 }
 
@@ -113,7 +120,14 @@ func (c Check) Validate() error {
 		}
 		return nil
 	}
+	run := func(what string, n int) error {
+		if n < 1 || n > maxCheckRun {
+			return fail("%d %s in a row are not within 1 to %d", n, what, maxCheckRun)
+		}
+		return nil
+	}
 	return errors.Join(
+		run("failures", full.Fall), run("successes", full.Rise),
 		within("interval", full.Interval, minCheckInterval, maxCheckInterval),
 		within("timeout", full.Timeout, minCheckTimeout, maxCheckTimeout),
 		within("grace", full.Grace, 0, maxCheckGrace))

@@ -47,12 +47,12 @@ func TestParseCheck(t *testing.T) {
 func TestTimesOfChecks(t *testing.T) {
 	t.Parallel()
 	full := Check{Kind: CheckTCP, Port: 1}.WithDefaults()
-	if full.Interval != Duration(5*time.Second) || full.Timeout != Duration(2*time.Second) || full.Grace != 0 {
+	if full.Interval != Duration(5*time.Second) || full.Timeout != Duration(2*time.Second) || full.Grace != 0 || full.Fall != 3 || full.Rise != 2 {
 		t.Errorf("defaults %+v", full)
 	}
 	for name, spoil := range map[string]func(*Check){
 		"too often": func(c *Check) { c.Interval = Duration(time.Millisecond) }, "too rarely": func(c *Check) { c.Interval = Duration(2 * time.Hour) },
-		"before": func(c *Check) { c.Grace = -1 }, "an hour of waiting": func(c *Check) { c.Timeout = Duration(time.Hour) }, "no time": func(c *Check) { c.Timeout = 1 },
+		"before": func(c *Check) { c.Grace = -1 }, "no failure": func(c *Check) { c.Fall = -1 }, "no end of failures": func(c *Check) { c.Fall = 101 }, "no success": func(c *Check) { c.Rise = -1 }, "an hour of waiting": func(c *Check) { c.Timeout = Duration(time.Hour) }, "no time": func(c *Check) { c.Timeout = 1 },
 		"the past": func(c *Check) { c.Interval = -5 },
 	} {
 		c := full

@@ -22,11 +22,12 @@ type Policy struct {
 }
 
 // Rates bound what one machine, or one endpoint elsewhere, makes the host itself do, in
-// packets a second, and twice as many at once. 0 is the default.
+// packets a second, and twice as many at once; of queries a tenth. 0 is the default.
 type Rates struct {
 	Neighbour uint32 // neighbour discovery by one machine's link; default 20
 	Echo      uint32 // echo by one endpoint to the host's address in its network; default 200
 	Errors    uint32 // the host's ICMPv6 errors to one endpoint; default 1000
+	Queries   uint32 // queries over UDP by one endpoint to the resolver; default 10000
 }
 
 // Network is one carried org's network as the firewall sees it.

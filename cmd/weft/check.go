@@ -27,6 +27,8 @@ func addChecks(f *pflag.FlagSet) {
 	f.Duration("check-interval", mesh.DefaultCheckInterval, "how `LONG` from one look to the next")
 	f.Duration("check-timeout", mesh.DefaultCheckTimeout, "how `LONG` one may take")
 	f.Duration("check-grace", 0, "how `LONG` after the start failures do not count")
+	f.Int("check-fall", mesh.DefaultCheckFall, "so `MANY` failures in a row take it out of names")
+	f.Int("check-rise", mesh.DefaultCheckRise, "so `MANY` passes in a row bring it back, and more while it flaps")
 }
 
 // checksOf are the checks that the flags say.
@@ -40,10 +42,21 @@ func checksOf(cmd *cobra.Command) (checks []mesh.Check, err error) {
 			return nil, cli.Usagef("--check-%s: there is no --check", name)
 		}
 	}
+	for name, to := range map[string]*int{"fall": &times.Fall, "rise": &times.Rise} {
+		switch *to, _ = f.GetInt("check-" + name); {
+		case f.Changed("check-"+name) && len(texts) == 0:
+			return nil, cli.Usagef("--check-%s: there is no --check", name)
+		case *to == 0: // which in a record is the default
+			return nil, cli.Usagef("--check-%s 0: want at least 1", name)
+		case !f.Changed("check-" + name):
+			*to = 0
+		}
+	}
 	for _, text := range texts {
 		c, err := mesh.ParseCheck(text)
 		if err == nil {
-			c.Interval, c.Timeout, c.Grace = times.Interval, times.Timeout, times.Grace
+			times.Kind, times.Port, times.Path, times.Command = c.Kind, c.Port, c.Path, c.Command
+			c = times
 			err = c.Validate()
 		}
 		if err != nil {

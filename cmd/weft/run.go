@@ -43,8 +43,9 @@ to a supervisor that starts a command again whatever its exit code.)
 With --check the host looks at the machine again and again, and it is in names only
 while all checks pass: tcp:PORT (something accepts), http:PORT/PATH (a GET is answered
 with 2xx or 3xx), exec:COMMAND (the shell runs it inside the machine, and it ends with
-0). Its names begin with the first pass; three failures in a row take it out of them,
-and two passes bring it back, more if that happens again and again.`,
+0). Its names begin with the first pass; three failures in a row (--check-fall) take it out
+of them, and two passes (--check-rise) bring it back, more if that happens again and
+again.`,
 		Example: `  weft run --org acme --app web -- python3 -m http.server --bind :: 80
   weft run --org acme --app db --name db-1 --meta role=primary -- postgres
   weft run --org acme --app db --name db-1 --move -- postgres

@@ -30,7 +30,7 @@ func lookedAfter(t *testing.T, before check.Verdict) (*machines, *stay) {
 // told has the machine say something as often as counts.
 func told(t *testing.T, m *machines, s *stay, failure string) {
 	t.Helper()
-	for range check.Fall {
+	for range mesh.DefaultCheckFall {
 		if err := m.checked(s, local.CheckResult{Org: "acme", ID: "web-a", Failure: failure}); err != nil {
 			t.Fatal(err)
 		}

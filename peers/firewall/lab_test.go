@@ -58,7 +58,7 @@ func testPolicy() peers.Policy {
 			{Link: "m-c", Endpoint: endpoint("2:100:5:3:2")},
 		},
 		// Tests are not slowed down by what bounds machines: see TestRates.
-		Rates: peers.Rates{Neighbour: 1 << 20, Echo: 1 << 20, Errors: 1 << 20},
+		Rates: peers.Rates{Neighbour: 1 << 20, Echo: 1 << 20, Errors: 1 << 20, Queries: 1 << 20},
 	}
 }
 

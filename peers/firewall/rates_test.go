@@ -18,7 +18,7 @@ func TestRates(t *testing.T) {
 	t.Parallel()
 	const rate, sent = 20, 400
 	p := testPolicy()
-	p.Rates = peers.Rates{Neighbour: rate, Echo: rate, Errors: rate}
+	p.Rates = peers.Rates{Neighbour: rate, Echo: rate, Errors: rate, Queries: 1 << 20}
 	l := newLabOf(t, p, false)
 	_, host := who("host1")
 	gateway := netip.MustParseAddr("fe80::1")
@@ -84,5 +84,56 @@ func TestRates(t *testing.T) {
 	check(t, k.replace(table))
 	if got := answers("a", sent, floods[2].packet); got != sent {
 		t.Errorf("without the rule %d of %d errors were told", got, sent)
+	}
+}
+
+// What one endpoint asks the resolver beyond its rate does not reach the socket, from
+// whichever of its addresses; what others ask does.
+func TestRateOfQueries(t *testing.T) {
+	t.Parallel()
+	const rate, sent = 100, 400
+	p := testPolicy()
+	p.Rates.Queries = rate
+	l := newLabOf(t, p, false)
+	_, resolver := who("1::3")
+	answerer(t, l.plane, netip.AddrPortFrom(resolver, 53))
+	var s tags
+	ask := func(from string, n int) {
+		t.Helper()
+		_, src := who(from)
+		for i := range n {
+			at := src.As16()
+			if i%2 == 1 {
+				at[15] = 0x99 // the other address of each machine
+			}
+			of := netip.AddrFrom16(at)
+			l.ports[from].send(t, packet(of, resolver, 64, unix.IPPROTO_UDP, udp(of, resolver, 53, s.next())))
+		}
+	}
+	began := time.Now()
+	ask("a", sent)
+	// An echo, which this rate does not concern, comes back when they are through.
+	_, a := who("a")
+	_, host := who("host1")
+	l.ports["a"].send(t, packet(a, host, 64, unix.IPPROTO_ICMPV6, echo(a, host, s.next())))
+	if l.ports["a"].wait(patience, func(p []byte) bool {
+		kind, _, ok := icmpOf(p)
+		return ok && kind == echoReply
+	}) == nil {
+		t.Fatal("no answer to the echo")
+	}
+	passed := sent - int(counters(t, l.Firewall, "input")[0])
+	if most := rate/10 + int(time.Since(began).Seconds()*rate) + 1; passed < rate/10 || passed > most {
+		t.Errorf("%d of %d queries passed, want %d to %d", passed, sent, rate/10, most)
+	}
+	ask("b", 5)
+	answers := 0
+	if l.ports["b"].wait(patience, func(p []byte) bool {
+		if len(p) > 48 && p[6] == unix.IPPROTO_UDP && sourceOf(p) == resolver {
+			answers++
+		}
+		return answers == 5
+	}) == nil {
+		t.Errorf("%d of 5 queries of another machine were answered meanwhile", answers)
 	}
 }

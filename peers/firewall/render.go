@@ -25,6 +25,7 @@ const (
 	discovery  = "discovery" // how much neighbour discovery each link has said
 	echoes     = "echoes"    // how many echoes each endpoint has sent
 	complaints = "errors"    // how many errors each endpoint was told
+	questions  = "queries"   // how many queries each endpoint has sent
 
 	track = "track"
 	begin = "begin"
@@ -125,6 +126,9 @@ func input(p peers.Policy) Chain {
 	add("flows of the host", established())
 	rates := ratesOf(p)
 	add("neighbours", append([]part{notFrom(p.Link)}, neighbourDiscovery(perLink(discovery, rates.Neighbour))...)...)
+	// Before the resolver's sockets, which are everybody's: what waits in one of them
+	// keeps others out.
+	c.Rules = append(c.Rules, rule(tooMany, protocol(unix.IPPROTO_UDP), dport(dnsPort), tooManyFrom(questions, rates.Queries), drop()))
 	if p.Resolver.IsValid() {
 		for _, proto := range []byte{unix.IPPROTO_UDP, unix.IPPROTO_TCP} {
 			add("queries of machines", notFrom(p.Link), daddr(p.Resolver), protocol(proto), dport(dnsPort))

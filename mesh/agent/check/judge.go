@@ -18,26 +18,28 @@ const (
 
 func (v Verdict) String() string { return [...]string{"unknown", "passing", "failing"}[v] }
 
-// How many attempts in a row turn a verdict, and when it counts as flapping: with
-// each FlapAfter falls within FlapWindow it takes twice as many successes to recover,
-// up to MaxRise.
+// Rules are how many attempts in a row turn a verdict: Rise successes, once it has
+// failed, and Fall failures. Both are at least 1.
+type Rules struct{ Rise, Fall int }
+
+// When a machine counts as flapping: with each FlapAfter falls within FlapWindow it
+// takes twice as many successes to recover, up to MaxRise, or Rules.Rise if that is more.
 const (
-	Rise       = 2
-	Fall       = 3
 	FlapAfter  = 3
 	FlapWindow = 10 * time.Minute
 	MaxRise    = 16
 )
 
 // Judge turns attempts into a verdict. It does not change: Next returns the judge
-// after an attempt. The zero Judge knows nothing.
+// after an attempt.
 //
-//	            one success                 Fall failures
+//	            one success              Rules.Fall failures
 //	unknown ------------------> passing ---------------------> failing
 //	   '-------------------------- ^ ---------------------------> ^
-//	            Fall failures      '-------------------------------'
-//	                     Successes(): Rise, more while it flaps; the first time one
+//	       Rules.Fall failures     '-------------------------------'
+//	                     Successes(): Rules.Rise, more while it flaps; the first time one
 type Judge struct {
+	rules   Rules
 	verdict Verdict
 	passed  bool        // once
 	run     int         // attempts in a row that speak against the verdict
@@ -45,7 +47,7 @@ type Judge struct {
 }
 
 // NewJudge returns a judge that goes on from what an earlier one said.
-func NewJudge(v Verdict) Judge { return Judge{verdict: v, passed: v != Unknown} }
+func NewJudge(r Rules, v Verdict) Judge { return Judge{rules: r, verdict: v, passed: v != Unknown} }
 
 // Verdict is what it says now.
 func (j Judge) Verdict() Verdict { return j.verdict }
@@ -58,9 +60,9 @@ func (j Judge) Successes(now time.Time) int {
 	if !j.passed {
 		return 1
 	}
-	need := Rise
+	need := j.rules.Rise
 	for range len(j.recent(now)) / FlapAfter {
-		need = min(2*need, MaxRise)
+		need = min(2*need, max(MaxRise, j.rules.Rise))
 	}
 	return need
 }
@@ -83,17 +85,17 @@ func (j Judge) Next(ok bool, now time.Time) Judge {
 	j.run++
 	switch {
 	case ok && (j.verdict == Unknown || j.run >= j.Successes(now)):
-		return Judge{verdict: Passing, passed: true, falls: j.falls}
-	case !ok && j.run >= Fall && j.passed:
-		return Judge{verdict: Failing, passed: true, falls: j.fell(now)}
-	case !ok && j.run >= Fall:
-		return Judge{verdict: Failing}
+		return Judge{rules: j.rules, verdict: Passing, passed: true, falls: j.falls}
+	case !ok && j.run >= j.rules.Fall && j.passed:
+		return Judge{rules: j.rules, verdict: Failing, passed: true, falls: j.fell(now)}
+	case !ok && j.run >= j.rules.Fall:
+		return Judge{rules: j.rules, verdict: Failing}
 	}
 	return j
 }
 
 // maxFalls is how many falls make a difference.
-const maxFalls = FlapAfter * 3 // Rise doubles three times up to MaxRise
+const maxFalls = FlapAfter * 4 // a Rise of 1 doubles four times up to MaxRise
 
 // fell are the falls with one more.
 func (j Judge) fell(now time.Time) []time.Time {

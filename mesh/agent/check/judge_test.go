@@ -5,7 +5,11 @@ import (
 	"time"
 
 	"pgregory.net/rapid"
+
+	"github.com/weftmesh/weft/mesh"
 )
+
+var usual = Rules{Rise: mesh.DefaultCheckRise, Fall: mesh.DefaultCheckFall}
 
 var begin = time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)
 
@@ -37,7 +41,7 @@ func TestJudgeByExamples(t *testing.T) {
 		{"twice as many", Unknown, flapping + "---++++", Passing},
 		{"in a row", Unknown, flapping + "---+++-+++", Failing},
 	} {
-		j, now := NewJudge(tt.before), begin
+		j, now := NewJudge(usual, tt.before), begin
 		for _, c := range tt.attempts {
 			now = now.Add(5 * time.Second)
 			j = j.Next(c == '+', now)
@@ -48,13 +52,44 @@ func TestJudgeByExamples(t *testing.T) {
 	}
 }
 
+// Thresholds are each check's own.
+func TestJudgeByItsRules(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		rules    Rules
+		attempts string
+		want     Verdict
+	}{
+		{Rules{Rise: 1, Fall: 1}, "+-", Failing},
+		{Rules{Rise: 1, Fall: 1}, "+-+", Passing},
+		{Rules{Rise: 4, Fall: 2}, "+-+-", Passing},
+		{Rules{Rise: 4, Fall: 2}, "+--+++", Failing},
+		{Rules{Rise: 4, Fall: 2}, "+--++++", Passing},
+		{Rules{Rise: 2, Fall: 5}, "----", Unknown},
+		{Rules{Rise: 2, Fall: 5}, "-----", Failing},
+		{Rules{Rise: 1, Fall: 1}, "+-+-+-+", Failing}, // flapping: 2 by now
+		{Rules{Rise: 1, Fall: 1}, "+-+-+-++", Passing},
+	} {
+		j, now := NewJudge(tt.rules, Unknown), begin
+		for _, c := range tt.attempts {
+			now = now.Add(5 * time.Second)
+			j = j.Next(c == '+', now)
+		}
+		if j.Verdict() != tt.want {
+			t.Errorf("%+v: %s after %s, want %s", tt.rules, j.Verdict(), tt.attempts, tt.want)
+		}
+	}
+}
+
 // What holds for every history: a verdict changes only on a run that is long enough,
 // the runs that it takes are bounded, and nobody flaps faster than they allow.
 func TestJudgeProperties(t *testing.T) {
 	t.Parallel()
 	changes := 0
 	rapid.Check(t, func(t *rapid.T) {
-		j := NewJudge(rapid.SampledFrom([]Verdict{Unknown, Passing, Failing}).Draw(t, "before"))
+		rules := Rules{Rise: rapid.IntRange(1, 20).Draw(t, "rise"), Fall: rapid.IntRange(1, 5).Draw(t, "fall")}
+		most := max(MaxRise, rules.Rise)
+		j := NewJudge(rules, rapid.SampledFrom([]Verdict{Unknown, Passing, Failing}).Draw(t, "before"))
 		now, run, last := begin, 0, false
 		var falls []time.Time
 		for range rapid.IntRange(0, 300).Draw(t, "attempts") {
@@ -65,7 +100,7 @@ func TestJudgeProperties(t *testing.T) {
 			}
 			run++
 			before, need := j, j.Successes(now)
-			if need != 1 && need < Rise || need > MaxRise || need == 1 && j.Passed() {
+			if need != 1 && need < rules.Rise || need > most || need == 1 && j.Passed() && rules.Rise > 1 {
 				t.Fatalf("it takes %d successes", need)
 			}
 			shared := append([]time.Time(nil), j.falls...)
@@ -88,13 +123,13 @@ func TestJudgeProperties(t *testing.T) {
 				}
 			case was != Failing && is == Failing:
 				changes++
-				if ok || run < Fall {
+				if ok || run < rules.Fall {
 					t.Fatalf("it fails after %d failures", run)
 				}
 				falls = append(falls, now)
-			case was == is && is == Passing && !ok && run >= Fall:
+			case was == is && is == Passing && !ok && run >= rules.Fall:
 				t.Fatalf("%d failures in a row, and it passes", run)
-			case was == is && is == Failing && ok && run >= MaxRise:
+			case was == is && is == Failing && ok && run >= most:
 				t.Fatalf("%d successes in a row, and it fails", run)
 			}
 		}
@@ -109,7 +144,7 @@ func TestJudgeProperties(t *testing.T) {
 func TestFlappingIsDamped(t *testing.T) {
 	t.Parallel()
 	const every = 5 * time.Second
-	j, now, changes, attempts := NewJudge(Passing), begin, 0, 0
+	j, now, changes, attempts := NewJudge(usual, Passing), begin, 0, 0
 	for now.Sub(begin) < time.Hour {
 		now = now.Add(every)
 		attempts++
@@ -119,13 +154,13 @@ func TestFlappingIsDamped(t *testing.T) {
 		}
 		j = next
 	}
-	// Without damping each change takes Fall or Rise attempts.
-	if plain := 2 * attempts / (Fall + Rise); changes > plain/2 {
+	// Without damping each change takes usual.Fall or usual.Rise attempts.
+	if plain := 2 * attempts / (usual.Fall + usual.Rise); changes > plain/2 {
 		t.Errorf("%d changes in an hour, and %d without damping", changes, plain)
 	}
 	// Calm again, it is forgotten.
 	now = now.Add(2 * FlapWindow)
-	if need := j.Successes(now); need != Rise {
+	if need := j.Successes(now); need != usual.Rise {
 		t.Errorf("long after, it takes %d successes", need)
 	}
 }

@@ -45,8 +45,9 @@ type Watch struct {
 // New returns a Watch of valid checks, of which there is at least one.
 func New(c Config) *Watch {
 	w := &Watch{cfg: c, health: Health{Verdict: c.Before, Since: c.Start}}
-	for range c.Checks {
-		w.judges = append(w.judges, NewJudge(c.Before))
+	for _, check := range c.Checks {
+		full := check.WithDefaults()
+		w.judges = append(w.judges, NewJudge(Rules{Rise: full.Rise, Fall: full.Fall}, c.Before))
 	}
 	w.notes, w.told = make([]string, len(c.Checks)), slices.Repeat([]time.Time{time.Now()}, len(c.Checks))
 	return w

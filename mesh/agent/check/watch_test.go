@@ -139,6 +139,23 @@ func TestWatch(t *testing.T) {
 	}
 }
 
+// A check's own thresholds count.
+func TestThresholds(t *testing.T) {
+	t.Parallel()
+	w := New(Config{Checks: []mesh.Check{{Kind: mesh.CheckExec, Command: "true", Fall: 1, Rise: 3}}, Start: begin})
+	for i, tt := range []struct {
+		failure error
+		want    Verdict
+	}{
+		{nil, Passing}, {errors.New("no"), Failing}, {nil, Failing}, {nil, Failing}, {nil, Passing},
+	} {
+		w.Told(0, tt.failure, begin.Add(time.Duration(i+1)*time.Second))
+		if got := w.Health().Verdict; got != tt.want {
+			t.Errorf("after result %d: %s, want %s", i, got, tt.want)
+		}
+	}
+}
+
 // In its grace a machine cannot fail; after it, it does.
 func TestGrace(t *testing.T) {
 	t.Parallel()
@@ -167,13 +184,13 @@ func TestCommandsAreTold(t *testing.T) {
 		t.Error("the check was not told of")
 	}
 	await(Passing)
-	for range Fall {
+	for range mesh.DefaultCheckFall {
 		w.Told(0, errors.New("exit status 1"), time.Now())
 	}
 	if h := await(Failing); h.Note != "exec:x: exit status 1" {
 		t.Errorf("note %q", h.Note)
 	}
-	for range Rise {
+	for range mesh.DefaultCheckRise {
 		w.Told(0, nil, time.Now())
 	}
 	await(Passing)
