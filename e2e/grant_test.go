@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/weftmesh/weft/e2e/lab"
 	"github.com/weftmesh/weft/e2e/world"
 	"github.com/weftmesh/weft/mesh/api"
 )
@@ -89,9 +90,9 @@ func pinged(ctx context.Context, from, to *world.Machine, bytes int) error {
 }
 
 // firstTunnel is how long two hosts may take that have had nothing to do with each
-// other. Both make the tunnel at once: a first word that comes before the other one
-// knows its sender is lost, and WireGuard says the next one only 5 s later; the other
-// host speaks after a second.
+// other, on a busy machine; see TestFirstGrantedPacket. Both make the tunnel at once: a
+// first word that comes before the other one knows its sender is lost, and WireGuard says
+// the next one only 5 s later; the other host speaks before.
 const firstTunnel = 10 * time.Second
 
 // granted are two orgs on hosts of their own, and a host of neither.
@@ -344,8 +345,9 @@ func TestAGrantFollows(t *testing.T) {
 	}
 }
 
-// What the far host has to say about a granted flow comes back: that a packet is too
-// large for the way there, and that it was passed on too often.
+// What the far host has to say about a granted flow comes back, to a machine and to a
+// laptop: that a packet is too large for the way there, and that it was passed on too
+// often.
 func TestErrorsAcrossAGrant(t *testing.T) {
 	need(t, "ping", "nsenter")
 	t.Parallel()
@@ -360,18 +362,36 @@ func TestErrorsAcrossAGrant(t *testing.T) {
 	}
 	weft(t, w, "org", "create", "globex")
 	web, db := start(t, w, "fra1", "acme", "web", "web-1"), start(t, w, "ams1", "globex", "db", "db-1")
-	weft(t, w, "grant", "create", "--from", "acme/web", "--to", "globex/db", "--icmp")
-	await(t, "the grant to be in force", firstTunnel, func(ctx context.Context) error { return pinged(ctx, web, db, 56) })
-
-	const headers = 48 // of IPv6 and of an echo
-	out, err := web.In(t.Context(), "ping", "-c3", "-W1", "-i0.3", "-M", "do", "-s", strconv.Itoa(narrow+50-headers), db.Address.String())
-	if err == nil || !strings.Contains(out, fmt.Sprintf("mtu=%d", narrow)) {
-		t.Errorf("a packet that is too large for the far host: %v\n%s", err, out)
+	for _, from := range []string{"acme/web", "acme/client:laptop"} {
+		weft(t, w, "grant", "create", "--from", from, "--to", "globex/db", "--icmp")
 	}
-	for hops := 1; hops <= 2; hops++ {
-		out, err := web.In(t.Context(), "ping", "-c1", "-W2", "-t", strconv.Itoa(hops), db.Address.String())
-		if err == nil || !strings.Contains(out, "Time exceeded") {
-			t.Errorf("after %d hops: %v\n%s", hops, err, out)
+	l := placeLaptop(t, w, "laptop", lab.HostConfig{PrivateEtc: true})
+	l.args = append(l.args, "--gateway", "fra1") // ams1 could be it too
+	l.start(t, w)
+	const headers = 48 // of IPv6 and of an echo
+	for _, from := range []struct {
+		what string
+		ping func(ctx context.Context, args ...string) (string, error)
+	}{
+		{"a machine", func(ctx context.Context, args ...string) (string, error) {
+			return web.In(ctx, append([]string{"ping"}, args...)...)
+		}},
+		{"a laptop", func(ctx context.Context, args ...string) (string, error) { return l.Run(ctx, "ping", args...) }},
+	} {
+		target := db.Address.String()
+		await(t, "the grant of "+from.what+" to be in force", firstTunnel, func(ctx context.Context) error {
+			_, err := from.ping(ctx, "-c1", "-W1", target)
+			return err
+		})
+		out, err := from.ping(t.Context(), "-c3", "-W1", "-i0.3", "-M", "do", "-s", strconv.Itoa(narrow+50-headers), target)
+		if err == nil || !strings.Contains(out, fmt.Sprintf("mtu=%d", narrow)) {
+			t.Errorf("%s: a packet that is too large for the far host: %v\n%s", from.what, err, out)
+		}
+		for hops := 1; hops <= 2; hops++ {
+			out, err := from.ping(t.Context(), "-c1", "-W2", "-t", strconv.Itoa(hops), target)
+			if err == nil || !strings.Contains(out, "Time exceeded") {
+				t.Errorf("%s: after %d hops: %v\n%s", from.what, hops, err, out)
+			}
 		}
 	}
 }

@@ -21,7 +21,8 @@ const keepaliveInterval = 25 * time.Second
 // A host's peer is another host, with its own address (0, h)::1, a /96 for each
 // org that both carry, and a /112 for each endpoint that is there but homed
 // elsewhere, or granted; or a client whose gateway the host is, with its /112. A
-// client's only peer is its gateway, with the org's whole /64 and what is granted.
+// client's only peer is its gateway, with the org's whole /64 and those that grants
+// lead to.
 func (v View) Config(private wgtypes.Key, port uint16) peers.Config {
 	c := peers.Config{PrivateKey: private, ListenPort: port}
 	switch {
@@ -100,8 +101,14 @@ func (v View) clientPeers() []peers.Peer {
 				netip.PrefixFrom(v.Plan.HostAddr(0, h.Position()), 128),
 			},
 		}
+		// The networks of what is granted, not the endpoints alone: what the hosts there
+		// have to say about a packet comes from addresses of their own. The gateway sees
+		// to it that no more is used than is granted.
 		for _, g := range v.Granted {
-			p.AllowedIPs = append(p.AllowedIPs, g.Endpoint)
+			parts, _ := v.Plan.Parts(g.Endpoint.Addr())
+			if n := v.Plan.Network(parts.Network); !slices.Contains(p.AllowedIPs, n) {
+				p.AllowedIPs = append(p.AllowedIPs, n)
+			}
 		}
 		return []peers.Peer{p}
 	}

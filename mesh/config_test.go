@@ -182,7 +182,8 @@ func TestConfigIsValid(t *testing.T) {
 				}
 			}
 			// A host gives others no prefix of a network that it does not carry, but an
-			// endpoint that is granted, and its host's own address.
+			// endpoint that is granted, and its host's own address; a client its gateway
+			// the network of one.
 			carried := map[uint64]bool{0: true}
 			for _, o := range v.Orgs {
 				carried[o.Network] = true
@@ -192,6 +193,10 @@ func TestConfigIsValid(t *testing.T) {
 				granted[g.Endpoint] = true
 				if i := slices.IndexFunc(v.Hosts, func(h ViewHost) bool { return h.Name == g.Host }); i >= 0 {
 					granted[v.hostBeyond(g, v.Hosts[i].Position())] = true
+				}
+				if v.Client != nil {
+					parts, _ := s.Mesh.Plan.Parts(g.Endpoint.Addr())
+					granted[s.Mesh.Plan.Network(parts.Network)] = true
 				}
 			}
 			for _, r := range v.Routes() {

@@ -73,10 +73,13 @@ func ParseParty(s string) (Party, error) {
 		p.App = rest
 	}
 	if inside && p == (Party{Org: org}) {
-		return p, WithHint(fmt.Errorf("%q: nothing is named behind the /", s), "all of an org is its name alone; else ORG/APP, ORG/machine:ID or ORG/client:NAME")
+		return p, WithHint(fmt.Errorf("%q: nothing is named behind the /", s), "all of an org is its name alone; else %s", partyForms)
 	}
-	return p, p.check()
+	return p, WithHint(p.check(), "a side is an ORG, or of an org %s", partyForms)
 }
+
+// partyForms are the texts of a Party that is not all of its org.
+const partyForms = "ORG/APP, ORG/machine:ID or ORG/client:NAME"
 
 func (p Party) check() error {
 	if err := CheckName("org", p.Org); err != nil {
@@ -173,7 +176,11 @@ func ParsePorts(s string) (first, last uint16, err error) {
 	lower, err1 := strconv.ParseUint(a, 10, 16)
 	upper, err2 := strconv.ParseUint(b, 10, 16)
 	if err1 != nil || err2 != nil || lower == 0 || lower > upper {
-		return 0, 0, fmt.Errorf("ports %q: want a PORT, FIRST-LAST, or all", s)
+		err := fmt.Errorf("ports %q: want a PORT, FIRST-LAST, or all; a port is 1 to 65535, and the lower one is first", s)
+		if strings.ContainsAny(s, ",; ") {
+			err = WithHint(err, "a grant has one range of ports: make one for each")
+		}
+		return 0, 0, err
 	}
 	return uint16(lower), uint16(upper), nil
 }

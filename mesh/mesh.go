@@ -128,8 +128,9 @@ type Host struct {
 	Key          Key              `json:"key"`     // WireGuard public key
 	TLSKey       string           `json:"tls_key"` // hash of the TLS public key, see KeyHash in mesh/enroll
 	Endpoints    []netip.AddrPort `json:"endpoints,omitempty"`
-	NAT          bool             `json:"nat,omitempty"` // no endpoint: others wait for it to speak
-	Orgs         []string         `json:"orgs"`          // orgs it may carry, or AllOrgs
+	NAT          bool             `json:"nat,omitempty"`   // no endpoint: others wait for it to speak
+	Fixed        bool             `json:"fixed,omitempty"` // Endpoints are what its operator gave; else where a controller saw it
+	Orgs         []string         `json:"orgs"`            // orgs it may carry, or AllOrgs
 	Cordoned     bool             `json:"cordoned,omitempty"`
 	Created      time.Time        `json:"created"`
 }

@@ -34,7 +34,11 @@ func appCommand() *cobra.Command {
 
 func apps() resource[mesh.App] {
 	return resource[mesh.App]{kind: "app", arg: "NAME", table: appTable, scope: ofOrg("apps"),
-		gone: "Remove an app. No machine may be in it any more."}
+		gone: "Remove an app. No machine may be in it any more.",
+		left: func(cmd *cobra.Command, name string) {
+			org, _ := orgOf(cmd)
+			stillGranted(cmd, mesh.Party{Org: org, App: name})
+		}}
 }
 
 func addAppSettings(cmd *cobra.Command) {

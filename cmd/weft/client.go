@@ -28,7 +28,11 @@ const clientKeepalive = 25 * time.Second
 
 func clients() resource[api.ClientInfo] {
 	return resource[api.ClientInfo]{kind: "client", arg: "NAME", table: clientTable, scope: ofOrg("clients"),
-		gone: "Cut a client off within seconds: its key, its name and its address are worthless."}
+		gone: "Cut a client off within seconds: its key, its name and its address are worthless.",
+		left: func(cmd *cobra.Command, name string) {
+			org, _ := orgOf(cmd)
+			stillGranted(cmd, mesh.Party{Org: org, Client: name})
+		}}
 }
 
 func clientCommand() *cobra.Command {

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"errors"
+	"fmt"
 	"strconv"
 	"strings"
 
@@ -52,6 +54,9 @@ func createGrant(cmd *cobra.Command, _ []string) error {
 		return err
 	}
 	made, err := ask[api.GrantInfo](cmd, "POST", path("grants"), in)
+	if errors.Is(err, api.ErrNotFound) {
+		return mesh.WithHint(err, "see the orgs with: weft org list")
+	}
 	if err != nil {
 		return err
 	}
@@ -60,10 +65,36 @@ func createGrant(cmd *cobra.Command, _ []string) error {
 		has *int
 	}{{made.From, made.Sources}, {made.To, made.Targets}} {
 		if side.has != nil && *side.has == 0 {
-			cli.Notef(cmd, "there is nothing in %s yet; the grant holds as soon as there is", side.p)
+			cli.Notef(cmd, "there is nothing in %s yet; the grant holds as soon as there is (what there is: %s)", side.p, listOf(side.p))
 		}
 	}
 	return grants().print(cmd, false, made)
+}
+
+// listOf is what to type to see what a side of a grant could have named.
+func listOf(p mesh.Party) string {
+	kind := "machine"
+	switch {
+	case p.App != "":
+		kind = "app"
+	case p.Client != "":
+		kind = "client"
+	}
+	return fmt.Sprintf("weft %s list --org %s", kind, p.Org)
+}
+
+// stillGranted tells of the grants that name something that is gone: they hold again
+// for whatever comes under that name.
+func stillGranted(cmd *cobra.Command, gone mesh.Party) {
+	all, err := ask[[]api.GrantInfo](cmd, "GET", path("grants"), nil)
+	if err != nil {
+		return // it is gone, and that is what was asked for
+	}
+	for _, g := range all {
+		if g.From == gone || g.To == gone {
+			cli.Notef(cmd, "grant %s (%s from %s to %s) still names it, and holds for whatever comes under that name; to take it back: weft grant remove %s", g.ID, g.Traffic(), g.From, g.To, g.ID)
+		}
+	}
 }
 
 func grantRequest(cmd *cobra.Command) (in api.CreateGrant, err error) {
@@ -71,10 +102,11 @@ func grantRequest(cmd *cobra.Command) (in api.CreateGrant, err error) {
 		return in, err
 	}
 	f := cmd.Flags()
-	for flag, to := range map[string]*mesh.Party{"from": &in.From, "to": &in.To} {
+	for i, to := range []*mesh.Party{&in.From, &in.To} {
+		flag := []string{"from", "to"}[i]
 		text, _ := f.GetString(flag)
 		if *to, err = mesh.ParseParty(text); err != nil {
-			return in, cli.WithCode(err, cli.CodeUsage)
+			return in, cli.WithCode(fmt.Errorf("grant create: --%s: %w", flag, err), cli.CodeUsage)
 		}
 	}
 	var given []string // a flag has the name of its protocol
@@ -94,7 +126,7 @@ func grantRequest(cmd *cobra.Command) (in api.CreateGrant, err error) {
 	if in.Protocol == mesh.ProtocolTCP || in.Protocol == mesh.ProtocolUDP {
 		ports, _ := f.GetString(in.Protocol)
 		if in.FirstPort, in.LastPort, err = mesh.ParsePorts(ports); err != nil {
-			return in, cli.WithCode(err, cli.CodeUsage)
+			return in, cli.WithCode(fmt.Errorf("grant create: --%s: %w", in.Protocol, err), cli.CodeUsage)
 		}
 	}
 	_, err = mesh.Grant{From: in.From, To: in.To, Protocol: in.Protocol, FirstPort: in.FirstPort, LastPort: in.LastPort}.Canonical()

@@ -35,7 +35,10 @@ with all. have every machine.`,
 
 func machines() resource[api.MachineInfo] {
 	return resource[api.MachineInfo]{kind: "machine", arg: "ID", table: machineTable, scope: ofOrg("machines"), gone: `Cut a machine off and forget it: its names and its network go within seconds. Its
-command is not ended.`}
+command is not ended.`, left: func(cmd *cobra.Command, id string) {
+		org, _ := orgOf(cmd)
+		stillGranted(cmd, mesh.Party{Org: org, Machine: id})
+	}}
 }
 
 // wantCommand sets what somebody wants of a machine.

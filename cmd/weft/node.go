@@ -312,7 +312,11 @@ func ping(cmd *cobra.Command, args []string) error {
 		}
 	}
 	if received == 0 {
-		return fmt.Errorf("ping %s: %d sent, none came back", args[0], len(all))
+		err := fmt.Errorf("ping %s: %d sent, none came back", args[0], len(all))
+		if len(all) > 0 && all[len(all)-1].Hint != "" {
+			err = mesh.WithHint(err, "%s", all[len(all)-1].Hint)
+		}
+		return err
 	}
 	cli.Notef(cmd, "%d of %d came back", received, len(all))
 	return nil

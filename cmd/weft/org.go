@@ -26,8 +26,8 @@ func orgCommand() *cobra.Command {
 
 func orgs(table func(...api.OrgInfo) cli.Table) resource[api.OrgInfo] {
 	return resource[api.OrgInfo]{kind: "org", arg: "NAME", table: table, gone: `Cut an org off and remove all that it has: its machines lose their network, its
-clients their tunnels, and its names are gone, within seconds. There is no way back;
-the number of its network is not used again.`}
+clients their tunnels, and its names are gone, within seconds, and every grant that
+names it. There is no way back; the number of its network is not used again.`}
 }
 
 func orgTable(orgs ...api.OrgInfo) cli.Table {

@@ -1,11 +1,14 @@
 package main
 
 import (
+	"errors"
 	"slices"
 
 	"github.com/spf13/cobra"
 
 	"github.com/weftmesh/weft/cmd/internal/cli"
+	"github.com/weftmesh/weft/mesh"
+	"github.com/weftmesh/weft/mesh/api"
 )
 
 // resource is a kind of thing that the controller keeps: where it is asked for and
@@ -19,6 +22,8 @@ type resource[T any] struct {
 	// name checks an argument; nil: as a label, see mesh.CheckName.
 	name func(string) error
 	gone string // what removing one means, for help
+	// left, if not nil, tells what of one that was removed is still there.
+	left func(cmd *cobra.Command, name string)
 }
 
 // print writes one, or with list all of them.
@@ -98,7 +103,7 @@ func (r resource[T]) showCommand() *cobra.Command {
 			}
 			one, err := ask[T](cmd, "GET", path, nil)
 			if err != nil {
-				return err
+				return r.lost(cmd, err)
 			}
 			return r.print(cmd, false, one)
 		},
@@ -114,12 +119,29 @@ func (r resource[T]) removeCommand() *cobra.Command {
 				return err
 			}
 			if _, err := ask[struct{}](cmd, "DELETE", path, nil); err != nil {
-				return err
+				return r.lost(cmd, err)
 			}
 			cli.Notef(cmd, "%s %s removed", r.kind, args[0])
+			if r.left != nil {
+				r.left(cmd, args[0])
+			}
 			return nil
 		},
 	}
+}
+
+// lost says where to look for what was not found.
+func (r resource[T]) lost(cmd *cobra.Command, err error) error {
+	if !errors.Is(err, api.ErrNotFound) || mesh.HintOf(err) != "" {
+		return err
+	}
+	of := ""
+	if r.scope != nil {
+		if org, orgErr := orgOf(cmd); orgErr == nil {
+			of = " --org " + org
+		}
+	}
+	return mesh.WithHint(err, "what there is: weft %s list%s", r.kind, of)
 }
 
 // ofOrg is the scope of what belongs to an org.

@@ -80,9 +80,25 @@ func ping(ctx context.Context, ns *netns.Handle, v *mesh.View, org, name string)
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	if out.RTT, err = echo(ctx, ns, own, out.Address); err != nil {
-		out.Error = err.Error()
+		out.Error, out.Hint = err.Error(), beyondHint(v, own, out.Address)
 	}
 	return out, nil
+}
+
+// beyondHint is what to do when no echo comes back from an address beyond the org that
+// asks: only a grant leads there.
+func beyondHint(v *mesh.View, own, to netip.Addr) string {
+	asker, _ := v.Plan.Parts(own)
+	asked, inside := v.Plan.Parts(to)
+	switch {
+	case !inside || asked.Network == asker.Network:
+		return ""
+	case asked.Network == 0:
+		return "it is a host's own address, of no org"
+	case v.Client != nil:
+		return fmt.Sprintf("it is of another org, and only a grant of echo leads there: weft grant list; an operator makes one with: weft grant create --from %s/client:%s --to ORG --icmp", v.Client.Org, v.Client.Name)
+	}
+	return "it is of another org, and only a grant of echo leads there: weft grant list; this host itself asks, so it takes one from all of the org: ask from inside the machine that has a grant"
 }
 
 func firstAddress(d local.Dig) (netip.Addr, error) {
@@ -179,7 +195,7 @@ func unreachable(code int) string {
 	case 0:
 		return "no route: nobody in the mesh has this address now"
 	case 1:
-		return "not allowed: it belongs to another org"
+		return "not allowed: it is of another org, and no grant lets an echo through"
 	case 3:
 		return "nobody answers at this address"
 	case 4:

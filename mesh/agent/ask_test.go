@@ -2,11 +2,13 @@ package agent
 
 import (
 	"net/netip"
+	"strings"
 	"testing"
 
 	"golang.org/x/net/icmp"
 	"golang.org/x/net/ipv6"
 
+	"github.com/weftmesh/weft/mesh"
 	"github.com/weftmesh/weft/mesh/agent/local"
 )
 
@@ -44,7 +46,7 @@ func TestEchoed(t *testing.T) {
 		{"our reply", echo(ipv6.ICMPTypeEchoReply, id, seq), true, ""},
 		{"our own request", echo(ipv6.ICMPTypeEchoRequest, id, seq), false, ""},
 		{"another's reply", echo(ipv6.ICMPTypeEchoReply, 7, seq), false, ""},
-		{"rejected", failed(1, to, id), true, "not allowed: it belongs to another org"},
+		{"rejected", failed(1, to, id), true, "not allowed: it is of another org, and no grant lets an echo through"},
 		{"no route", failed(0, to, id), true, "no route: nobody in the mesh has this address now"},
 		{"an error about another's", failed(0, addr("fd00::2"), id), false, ""},
 		{"an error about another echo of ours", failed(0, to, 9), false, ""},
@@ -107,6 +109,34 @@ func TestFirstAddress(t *testing.T) {
 		}
 		if got != tt.want {
 			t.Errorf("%+v: %s", tt.d, got)
+		}
+	}
+}
+
+// Who cannot reach another org is told what leads there.
+func TestBeyondHint(t *testing.T) {
+	v := sampleView(t)
+	own, _, err := orgAddress(v, "acme")
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := *v
+	client.Host, client.Client = nil, &mesh.Client{Org: "acme", Name: "anna"}
+	const p = "fd12:3456:789a:"
+	for _, tt := range []struct {
+		name string
+		view *mesh.View
+		to   string
+		want string
+	}{
+		{"the own org", v, p + "1:8100:2:9:2", ""},
+		{"outside of the mesh", v, "2001:db8::1", ""},
+		{"a host", v, p + "0:8100:1:0:1", "of no org"},
+		{"another org, from a host", v, p + "7:8100:2:9:2", "from all of the org"},
+		{"another org, from a client", &client, p + "7:8100:2:9:2", "--from acme/client:anna --to ORG --icmp"},
+	} {
+		if got := beyondHint(tt.view, own, addr(tt.to)); (got == "") != (tt.want == "") || !strings.Contains(got, tt.want) {
+			t.Errorf("%s: %q, want %q", tt.name, got, tt.want)
 		}
 	}
 }

@@ -110,6 +110,10 @@ func (l *loop) strangeEvent(e link.Event) (machine, what string) {
 			l.doubt(name, time.Now())
 		}
 		return "", "links"
+	case link.SysctlEvent:
+		if e.Gone {
+			return "", "sysctls"
+		}
 	case link.LinkEvent:
 		if _, in := q.in[e.Link]; in {
 			return e.Link, ""

@@ -37,6 +37,9 @@ type host struct {
 	surveyor *surveyor
 	settler  dns.Settler // of facts alone
 	paths    paths
+
+	own        atomic.Pointer[[]netip.Addr] // the host's addresses; nil: not known yet
+	renumbered signal                       // they have changed
 }
 
 // ready is what the local API needs besides what host holds.

@@ -40,6 +40,7 @@ type laptop struct {
 	down     context.CancelFunc
 
 	linked netip.Prefix // the mesh whose routes are in force; of the loop, then of RunLaptop
+	knock  knock        // of the loop
 }
 
 // RunLaptop joins a client to its org, if it has not joined yet, and keeps it
@@ -120,6 +121,9 @@ func (l *laptop) pass(ctx context.Context, t *tunnels, v *mesh.View) error {
 		return l.device.open(func() (peers.Device, error) { return l.makeLink(mtu) })
 	}
 	err := t.set(ctx, v, open)
+	if err == nil {
+		err = l.knocks(ctx, t, v)
+	}
 	c := link.Config{Link: l.cfg.Link, MTU: mtu, Unreachable: v.Plan.Prefix(), Up: true}
 	for _, a := range v.Addresses() {
 		c.Addresses = append(c.Addresses, link.Address{Prefix: a.Prefix, Deprecated: a.Anycast})

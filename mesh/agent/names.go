@@ -202,14 +202,24 @@ func facts(hosts []mesh.ViewHost, measured probe.Results, p *presence, asOf time
 	return out
 }
 
+// Two hosts hear of each other at about the same time, and a word to one that has not
+// made its end of the tunnel yet is lost: WireGuard says the next one 5 s later. So the
+// one that speaks first waits for firstWord, and the other one, which speaks only if it
+// has heard nothing, for secondWord. Both are longer than a word of a machine's, which
+// does not wait, is on its way from the other end of the world.
+const (
+	firstWord  = 200 * time.Millisecond
+	secondWord = 500 * time.Millisecond
+)
+
 // probeTargets are the hosts of a view. Of two hosts the one with the lower
 // number speaks first; see probe.Target.Wait.
 func probeTargets(v *mesh.View) []probe.Target {
 	var out []probe.Target
 	for _, h := range v.Hosts {
-		t := probe.Target{Name: h.Name, Region: h.Region, Addr: v.Plan.HostAddr(0, h.Position())}
+		t := probe.Target{Name: h.Name, Region: h.Region, Addr: v.Plan.HostAddr(0, h.Position()), Wait: firstWord}
 		if v.Host != nil && v.Host.Number > h.Number {
-			t.Wait = time.Second
+			t.Wait = secondWord
 		}
 		out = append(out, t)
 	}

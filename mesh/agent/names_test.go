@@ -86,8 +86,8 @@ func TestProbeTargetsAndSources(t *testing.T) {
 	const p = "fd12:3456:789a:"
 	want := []probe.Target{
 		// The lower number speaks first.
-		{Name: "a", Region: "fra", Addr: addr(p + "0:8100:1:0:1"), Wait: time.Second},
-		{Name: "c", Region: "nrt", Addr: addr(p + "0:c100:3:0:1")},
+		{Name: "a", Region: "fra", Addr: addr(p + "0:8100:1:0:1"), Wait: 500 * time.Millisecond},
+		{Name: "c", Region: "nrt", Addr: addr(p + "0:c100:3:0:1"), Wait: 200 * time.Millisecond},
 	}
 	same := cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
 	if diff := cmp.Diff(want, probeTargets(&b), same); diff != "" {

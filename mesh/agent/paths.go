@@ -209,6 +209,7 @@ func (h *host) mtu(v *mesh.View) int { return h.paths.get(v).link }
 
 // lookUnder looks at the underlay, and wakes the loop if something follows from it.
 func (h *host) lookUnder(f *follower) {
+	h.lookAtOwn()
 	if v := f.Hosts(); v != nil {
 		if _, news := h.paths.look(v, h.plane.prober.results()); news {
 			h.paths.changed()

@@ -137,7 +137,11 @@ func deviceHint(err error) error {
 }
 
 // Link implements system.
-func (p *plane) Link(c link.Config) ([]string, error) { return link.Set(p.ns, c) }
+func (p *plane) Link(c link.Config) ([]string, error) {
+	changes, err := link.Sysctls(p.ns)
+	more, linkErr := link.Set(p.ns, c)
+	return append(changes, more...), errors.Join(err, linkErr)
+}
 
 // Names implements system: resolvers' sockets come and go with the networks. The zone
 // that they answer from follows the view by itself, see zones.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"math/rand/v2"
 	"net/http"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -24,11 +25,13 @@ func (h *host) report(ctx context.Context, m *member, f *follower) {
 			now := *h.plane.facts.Load()
 			r := h.reportOf(now)
 			r.Health = h.machines.unreported(f.Contact().told)
+			reach, own := h.reach(f.ToldOfHosts())
+			r.Reach = reach
 			err := m.do(ctx, http.MethodPost, "/v1/nodes/self/report", r, nil)
 			if h.problems.err("report", notCanceled(err)) && err != nil && ctx.Err() == nil {
 				h.log.Warn("report not taken", "err", err)
 			}
-			if told, pause = (said{r.Suspect, r.Health, r.Coordinate}), reportPause; err != nil {
+			if told, pause = (said{r.Suspect, r.Health, r.Coordinate, own}), reportPause; err != nil {
 				told, pause = said{suspect: r.Suspect}, min(2*pause, max(h.cfg.Timing.Report, reportPause))
 			}
 		}
@@ -46,6 +49,7 @@ type said struct {
 	suspect    []string
 	health     []mesh.Health
 	coordinate *mesh.Coordinate
+	own        []netip.Addr // addresses of the host, with Reach
 }
 
 // news reports whether there is something that a report should not wait with. What
@@ -58,6 +62,9 @@ func (h *host) news(told said, f *follower) bool {
 		return false
 	}
 	if h.placed(f.ToldOfHosts(), told) {
+		return true
+	}
+	if reach, own := h.reach(f.ToldOfHosts()); reach != nil && !slices.Equal(own, told.own) {
 		return true
 	}
 	if !h.machines.looksAtAny() {
@@ -83,7 +90,7 @@ func (h *host) untilReport(ctx context.Context, f *follower, pause time.Duration
 		return false
 	}
 	for {
-		probed, beats, followed := h.plane.prober.changed.C(), h.machines.beats.C(), f.changed.C()
+		probed, beats, followed, renumbered := h.plane.prober.changed.C(), h.machines.beats.C(), f.changed.C(), h.renumbered.C()
 		if h.news(told, f) {
 			return true
 		}
@@ -95,6 +102,7 @@ func (h *host) untilReport(ctx context.Context, f *follower, pause time.Duration
 		case <-probed:
 		case <-beats:
 		case <-followed:
+		case <-renumbered:
 		}
 		if !wait(ctx, reportLook, nil) {
 			return false

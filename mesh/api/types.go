@@ -98,8 +98,17 @@ type Report struct {
 	// Health has the machines of the host whose checks began to pass or to fail: what
 	// differs from what its view says.
 	Health []mesh.Health `json:"health,omitempty" doc:"what differs from the health in the view"`
+	// Reach says where the host's WireGuard can be reached, if its record may be wrong:
+	// the address there is none of its own, or its operator gave another one.
+	Reach *Reach `json:"reach,omitempty" doc:"where the host can be reached, if that may have changed"`
 	// Coordinate is where the host is among round trips, as it has worked out.
 	Coordinate *mesh.Coordinate `json:"coordinate,omitempty" doc:"network coordinate of the host"`
+}
+
+// Reach is where a host's WireGuard can be reached: as in EnrollRequest.
+type Reach struct {
+	Endpoint string `json:"endpoint,omitempty" doc:"IP:port at which others reach this host's WireGuard"`
+	Port     uint16 `json:"port,omitempty" doc:"WireGuard UDP port, if endpoint is not given"`
 }
 
 // GatewayRequest is PUT /v1/nodes/self/gateway: a client chooses its gateway.

@@ -39,7 +39,7 @@ func (s *server) enroll(ctx context.Context, c caller, in *struct{ Body api.Enro
 	var rev int64
 	switch token.Kind {
 	case mesh.KindHost:
-		spec := store.HostSpec{Name: req.Name, Region: req.Region, Key: key, TLSKey: enroll.KeyHash(pub), NAT: req.NAT}
+		spec := store.HostSpec{Name: req.Name, Region: req.Region, Key: key, TLSKey: enroll.KeyHash(pub), NAT: req.NAT, Fixed: req.Endpoint != "" && !req.NAT}
 		if spec.Endpoints, err = endpointsOf(req, c.addr, s.store.State().Mesh.Plan.Prefix()); err != nil {
 			return nil, err
 		}
@@ -137,7 +137,10 @@ func (s *server) report(ctx context.Context, c caller, in *struct{ Body api.Repo
 		_, err := s.store.SetCoordinate(ctx, c.node.Name, *p)
 		errs = append(errs, err)
 	}
-	in.Body.Health, in.Body.Coordinate = nil, nil // they are kept elsewhere
+	if r := in.Body.Reach; r != nil {
+		errs = append(errs, s.renumber(ctx, c, *r))
+	}
+	in.Body.Health, in.Body.Coordinate, in.Body.Reach = nil, nil, nil // they are kept elsewhere
 	return &none{}, errors.Join(append(errs, s.store.SaveReport(ctx, c.node.Name, in.Body))...)
 }
 

@@ -10,19 +10,19 @@ import (
 	"github.com/weftmesh/weft/mesh"
 )
 
-// coordinateEvery is how often a host's coordinate is written at most: every host
+// coordinateEvery is how often a host's coordinate, and its endpoint, is written at most: every host
 // that shares an org with it is told. One that is much surer than what is stored does
 // not wait: what a host tells when it joins is good for nothing, and it becomes surer
 // a few times only.
 const coordinateEvery = time.Minute
 
-// placed remembers when this Store last wrote a host's coordinate.
+// placed remembers when this Store last wrote a host's coordinate, or endpoint.
 type placed struct {
 	mu sync.Mutex
 	at map[string]time.Time
 }
 
-// due reports whether a host's coordinate may be written now, and takes note.
+// due reports whether that of a host may be written now, and takes note.
 func (p *placed) due(host string, now time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -24,6 +24,7 @@ type HostSpec struct {
 	TLSKey    string // hash, see enroll.KeyHash
 	Endpoints []netip.AddrPort
 	NAT       bool
+	Fixed     bool // Endpoints were given
 }
 
 // HostChange is what SetHost sets; nil fields stay.
@@ -31,6 +32,7 @@ type HostChange struct {
 	Cordoned  *bool
 	Endpoints *[]netip.AddrPort
 	NAT       *bool
+	Fixed     *bool
 }
 
 // maxEndpoints bounds how many ways to one host every other one is told.
@@ -105,7 +107,7 @@ func (t *tx) newHost(ctx context.Context, spec HostSpec, token mesh.Token) (mesh
 	}
 	return mesh.Host{
 		Name: spec.Name, Number: uint32(number), Region: region.Name, RegionNumber: region.Number,
-		Key: spec.Key, TLSKey: spec.TLSKey, Endpoints: spec.Endpoints, NAT: spec.NAT,
+		Key: spec.Key, TLSKey: spec.TLSKey, Endpoints: spec.Endpoints, NAT: spec.NAT, Fixed: spec.Fixed,
 		Orgs: slices.Clone(token.Orgs), Created: t.s.now(),
 	}, nil
 }
@@ -202,7 +204,11 @@ func (s *Store) SetHost(ctx context.Context, actor, name string, change HostChan
 			host.NAT, changed = *c, true
 		}
 		if c := change.Endpoints; c != nil && !slices.Equal(*c, host.Endpoints) {
+			note = fmt.Sprintf("endpoints %v, before %v", *c, host.Endpoints)
 			host.Endpoints, changed = slices.Clone(*c), true
+		}
+		if c := change.Fixed; c != nil && *c != host.Fixed {
+			host.Fixed, changed = *c, true
 		}
 		if !changed {
 			return nil

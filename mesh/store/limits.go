@@ -127,7 +127,18 @@ func (t *tx) countTokens(ctx context.Context, org string) (n int, prefix string,
 
 func limitReached(org, kind string, n, limit int) error {
 	return mesh.WithHint(fmt.Errorf("org %s: %w: it has %s, and may have %d", org, ErrLimit, count(n, strings.TrimSuffix(kind, "s")), limit),
-		"an operator can raise it: weft org limit %s --%s %d", org, kind, min(2*limit, maxLimit))
+		"an operator can raise it: weft org limit %s --%s %d", org, kind, min(2*limit, mostOf(kind)))
+}
+
+// mostOf bounds the limit of what of a kind an org may have.
+func mostOf(kind string) int {
+	switch kind {
+	case kindRecords:
+		return maxRecords
+	case kindGrants:
+		return maxGrants
+	}
+	return maxLimit
 }
 
 // checkPairs refuses metadata of more pairs than the org may have on a machine.

@@ -80,6 +80,7 @@ type Store struct {
 	elected   atomic.Bool // this one does the periodic jobs
 
 	registration registration
+	renumbered   placed        // hosts that got another endpoint
 	cleaning     chan struct{} // wakes the clean-up
 }
 

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"strings"
 
 	"github.com/weftmesh/weft/peers/netns"
 )
@@ -195,6 +196,29 @@ func planeSysctls() [][2]string {
 	}
 }
 
+// Sysctls gives a data plane its sysctls and returns what it changed, one line each.
+func Sysctls(plane *netns.Handle) (changes []string, err error) {
+	err = plane.Do(func() error {
+		for _, s := range planeSysctls() {
+			was, err := os.ReadFile(netns.Sysctl(s[0]))
+			if err == nil && strings.TrimSpace(string(was)) == s[1] {
+				continue
+			}
+			if err := netns.SetSysctl(s[0], s[1]); err != nil {
+				return err
+			}
+			if err == nil {
+				changes = append(changes, fmt.Sprintf("set sysctl %s %q", s[0], s[1]))
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return changes, fmt.Errorf("prepare the data plane: %w", err)
+	}
+	return changes, nil
+}
+
 // Prepare makes a fresh namespace fit to be a host's data plane: it forwards IPv6
 // and not IPv4, takes no advice from anybody, and its lo is up. It is idempotent
 // and writes only what differs. Put the firewall in force first.
@@ -204,16 +228,8 @@ func Prepare(plane *netns.Handle) error {
 		return err
 	}
 	defer k.Close()
-	err = plane.Do(func() error {
-		for _, s := range planeSysctls() {
-			if err := netns.SetSysctl(s[0], s[1]); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		return fmt.Errorf("prepare the data plane: %w", err)
+	if _, err := Sysctls(plane); err != nil {
+		return err
 	}
 	lo, err := k.nl.LinkByName("lo")
 	if err != nil {

@@ -22,6 +22,7 @@ const (
 	LinkEvent    EventKind = iota // a link came, went, or is another one: MTU, Up
 	AddressEvent                  // an IPv6 address: Prefix with the address's bits
 	RouteEvent                    // a route of IPv6's main table: Prefix, Protocol
+	SysctlEvent                   // whether the namespace forwards IPv6: Gone if it does not
 	LostEvent                     // the kernel told more than could be read
 )
 
@@ -54,7 +55,7 @@ func Watch(ctx context.Context, plane *netns.Handle, seen func(Event)) error {
 	if err := conn.SetReadBuffer(4 << 20); err != nil {
 		return fmt.Errorf("watch links: %w", err)
 	}
-	for _, group := range []uint32{unix.RTNLGRP_LINK, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV6_ROUTE} {
+	for _, group := range []uint32{unix.RTNLGRP_LINK, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV6_NETCONF} {
 		if err := conn.JoinGroup(group); err != nil {
 			return fmt.Errorf("watch links: %w", err)
 		}
@@ -80,6 +81,7 @@ func Watch(ctx context.Context, plane *netns.Handle, seen func(Event)) error {
 				continue
 			}
 			switch {
+			case e.Kind == SysctlEvent:
 			case e.Kind != LinkEvent:
 				e.Link = names[e.index]
 			case e.Gone:
@@ -112,6 +114,7 @@ func namesOf(plane *netns.Handle) (map[int]string, error) {
 
 // The lengths of what stands before the attributes of a message.
 const (
+	confHeader    = 4 // struct netconfmsg, padded
 	linkHeader    = unix.SizeofIfInfomsg
 	addressHeader = unix.SizeofIfAddrmsg
 	routeHeader   = unix.SizeofRtMsg
@@ -129,6 +132,9 @@ func eventOf(m netlink.Message) (e Event, ok bool) {
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 		e.Kind, e.Gone = RouteEvent, m.Header.Type == unix.RTM_DELROUTE
 		return e, e.readRoute(m.Data)
+	case unix.RTM_NEWNETCONF:
+		e.Kind = SysctlEvent
+		return e, e.readForwarding(m.Data)
 	}
 	return e, false
 }
@@ -183,6 +189,33 @@ func (e *Event) readRoute(b []byte) bool {
 		}
 	}
 	return e.Prefix.IsValid()
+}
+
+// The attributes of a message about sysctls (linux/netconf.h).
+const (
+	confIndex      = 1
+	confForwarding = 2
+	confAll        = -1 // index: not that of one link
+)
+
+func (e *Event) readForwarding(b []byte) bool {
+	list, ok := attributes(b, confHeader)
+	if !ok || b[0] != unix.AF_INET6 {
+		return false
+	}
+	all, told := false, false
+	for _, a := range list {
+		if len(a.Data) != 4 {
+			continue
+		}
+		switch x := int32(binary.NativeEndian.Uint32(a.Data)); a.Type {
+		case confIndex:
+			all = x == confAll
+		case confForwarding:
+			e.Gone, told = x == 0, true
+		}
+	}
+	return all && told
 }
 
 func attributes(b []byte, header int) ([]netlink.Attribute, bool) {

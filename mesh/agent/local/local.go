@@ -195,4 +195,5 @@ type Ping struct {
 	Address netip.Addr    `json:"address"`
 	RTT     time.Duration `json:"rtt"`
 	Error   string        `json:"error,omitempty"` // no reply, unreachable, ...
+	Hint    string        `json:"hint,omitempty"`  // what to do about it
 }
