@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -180,6 +181,8 @@ func TestRunEnvironment(t *testing.T) {
 func TestRunPassesSignals(t *testing.T) {
 	t.Parallel()
 	plane := newPlane(t)
+	// Under nohup what we start would ignore it too.
+	signal.Notify(make(chan os.Signal, 1), unix.SIGHUP)
 	for name, s := range map[string]unix.Signal{
 		"HUP": unix.SIGHUP, "INT": unix.SIGINT, "QUIT": unix.SIGQUIT, "TERM": unix.SIGTERM, "USR1": unix.SIGUSR1, "USR2": unix.SIGUSR2,
 	} {

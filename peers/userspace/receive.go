@@ -75,7 +75,7 @@ func (r *receiver) receive(bufs [][]byte, sizes []int, from []conn.Endpoint) (in
 			segment = len(got)
 		}
 		if r.at == 0 && !arrived.IsZero() {
-			r.at = r.overdue.skip(len(got), segment, r.now.Sub(arrived))
+			r.at = r.overdue.skip(len(got), segment, arrived, r.now)
 		}
 		for ; r.at < len(got) && n < len(bufs); n++ {
 			sizes[n] = copy(bufs[n], got[r.at:min(r.at+segment, len(got))])
@@ -105,9 +105,12 @@ func (r *receiver) read() error {
 		return os.NewSyscallError("recvmmsg", r.errno)
 	}
 	r.now = time.Now()
+	bytes := 0
 	for i := range r.n {
 		r.control[i].length = min(int(r.msgs[i].hdr.Controllen), controlSize)
+		bytes += int(r.msgs[i].size)
 	}
+	r.overdue.read(r.now, bytes)
 	return nil
 }
 
