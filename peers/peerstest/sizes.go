@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -142,8 +143,16 @@ func testStreams(t *testing.T, open Opener) {
 	for _, at := range []netip.AddrPort{b.at6, b.at4} {
 		to := b.asPeer(at)
 		to.Retarget = true
-		a.become(to)
-		a.mustPing(b)
+		// What b has sent by the way before may come late, and a goes back to that.
+		settled := 0
+		await(t, fmt.Sprintf("a to send to %s", at), func() bool {
+			a.become(to)
+			a.mustPing(b)
+			if settled++; a.config().Peers[0].Endpoint != at {
+				settled = 0
+			}
+			return settled == 3
+		})
 		var group errgroup.Group
 		for i := range 2 * streams {
 			from, into := a, b
