@@ -67,7 +67,7 @@ func TestBenchTunnels(t *testing.T) {
 				aim = m.aim
 			}
 			figure("tunnel_"+m.name+"_"+d.name, value, m.unit, aim)
-			if d.name != "plain" && len(taken["plain"]) > 0 {
+			if d.name != "plain" && plain > 0 {
 				aim = ""
 				if d.name == "ours" {
 					aim = m.ratio
