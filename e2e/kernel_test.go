@@ -59,14 +59,7 @@ func TestKernelBackend(t *testing.T) {
 	await(t, "the machines' name", kernelSoon, nameIs(k.a, "global.web.internal", all...))
 	k.reaches(k.b, k.c)
 
-	// Once in several runs of the emulated machine some hundred answers in a row are
-	// lost as the new agent begins, and it is not known where: never twice.
-	if lost := k.agentKilled(0); lost != "" {
-		k.Logf("once more, for: %s", lost)
-		if lost := k.agentKilled(1_000_000); lost != "" {
-			k.Error(lost)
-		}
-	}
+	k.agentKilled()
 	k.agentEnded()
 	k.drift()
 	k.linkDeleted()
@@ -131,17 +124,16 @@ func (k *kernelMesh) foundAgain() {
 	}
 }
 
-// agentKilled kills the agent under packets numbered from first on and starts another:
-// none is to be lost, and it says which are.
+// agentKilled kills the agent under numbered packets and starts another: none is lost.
 // The rate is what one emulated processor keeps up with, cryptography included, also
 // when it stands still for seconds, as it does on a busy machine: what is then sent at
 // once must fit WireGuard's queue of 1,024 packets. A thousand a second are sent where
 // no emulation is in the way.
-func (k *kernelMesh) agentKilled(first int) (lost string) {
+func (k *kernelMesh) agentKilled() {
 	const rate = 200
-	sent := filepath.Join(k.Lab().Dir(), "sent"+strconv.Itoa(first))
-	args := append(sendArgs(sent, k.a.Address.String(), first), "-rate", strconv.Itoa(rate))
-	m, err := k.Start(k.Context(), k.Hosts["ams1"], "acme", "load", "sender"+strconv.Itoa(first), append(k.Echo(), args...)...)
+	sent := filepath.Join(k.Lab().Dir(), "sent")
+	args := append(sendArgs(sent, k.a.Address.String(), 0), "-rate", strconv.Itoa(rate))
+	m, err := k.Start(k.Context(), k.Hosts["ams1"], "acme", "load", "sender", append(k.Echo(), args...)...)
 	if err != nil {
 		k.Fatal(err)
 	}
@@ -186,17 +178,9 @@ func (k *kernelMesh) agentKilled(first int) (lost string) {
 	}
 	k.Logf("agent killed at packet %d, started again at %d, done at %d, under %d packets a second: of %d sent %d were lost on their way there and %d on their way back",
 		killed, started, found, rate, len(was), len(there), len(round))
-	// What reached the sender's socket was not lost on its way.
-	full := 0
-	if _, rest, ok := strings.Cut(counters, "Udp6RcvbufErrors"); !ok {
-		k.Errorf("the sender's counters: %s", counters)
-	} else if full, err = strconv.Atoi(strings.Fields(rest)[0]); err != nil || full > 0 {
-		k.Logf("%d of them came back to a sender that had no processor to read them (%v)", full, err)
+	if len(there)+len(round) > 0 {
+		k.Errorf("lost on their way there %v, on their way back %v; the sender's counters:\n%s", there, round, counters)
 	}
-	if len(there) > 0 || len(round) > full {
-		return fmt.Sprintf("lost on their way there %v, on their way back %v", there, round)
-	}
-	return ""
 }
 
 // agentEnded ends the agent in good order, which leaves the tunnels as well.
