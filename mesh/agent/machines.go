@@ -89,6 +89,10 @@ type stay struct {
 	drains bool         // its process is about to end
 }
 
+// registered reports whether it is known which record is the machine's. Until then it is
+// what it is without a process: what its link carries is not held up by the controllers.
+func (s *stay) registered() bool { return s != nil && s.record.Endpoint.IsValid() }
+
 func openMachines(m *machines) (*machines, error) {
 	m.kick, m.adopting = make(chan struct{}, 1), make(chan struct{}, adoptions)
 	m.stays, m.leaving, m.removed = map[string]*stay{}, map[string]leave{}, map[string]uint64{}
@@ -142,7 +146,8 @@ func (m *machines) plan(v *mesh.View, found []attach.Found, c contact) (in []pee
 	for _, f := range found {
 		key := links[f.Link]
 		there[key] = true
-		if s := m.stayAtLocked(f.Link); s != nil {
+		s := m.stayAtLocked(f.Link)
+		if s.registered() {
 			delete(m.unknown, f.Link)
 			continue
 		}
@@ -156,7 +161,7 @@ func (m *machines) plan(v *mesh.View, found []attach.Found, c contact) (in []pee
 			if f.Endpoint.IsValid() {
 				in = append(in, peers.Attachment{Link: f.Link, Endpoint: f.Endpoint})
 			}
-		default:
+		case s == nil:
 			leftover = append(leftover, f.Link)
 		}
 	}
@@ -177,8 +182,8 @@ func (m *machines) judgeLocked(v *mesh.View, c contact) (in []peers.Attachment) 
 		inTold = m.shownLocked(told)
 	}
 	for key, s := range m.stays {
-		if !s.record.Endpoint.IsValid() {
-			continue // it is being registered
+		if !s.registered() {
+			continue
 		}
 		seen := sight{host: m.host, effect: inEffect[key], told: inTold[key], epoch: told.Revision.Epoch, current: !c.fromCache, org: hasOrg(v, s.record.Org)}
 		if s.fate == fateStays {

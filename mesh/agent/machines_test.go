@@ -14,12 +14,14 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 	"pgregory.net/rapid"
 
 	"github.com/weftmesh/weft/mesh"
 	"github.com/weftmesh/weft/mesh/agent/local"
 	"github.com/weftmesh/weft/mesh/api"
 	"github.com/weftmesh/weft/mesh/attach"
+	"github.com/weftmesh/weft/peers"
 )
 
 // registry is the controllers as machines see them: records by key.
@@ -27,7 +29,8 @@ type registry struct {
 	mu      sync.Mutex
 	records map[string]mesh.Machine
 	down    bool
-	mute    int // answers that get lost
+	mute    int           // answers that get lost
+	held    chan struct{} // closed when requests may go on; nil: they may
 	epoch   uint32
 	// addresses that are kept for a name
 	reserved map[string]netip.Prefix
@@ -37,6 +40,9 @@ type registry struct {
 }
 
 func (r *registry) request(_ context.Context, method, path string, in, out any) error {
+	if r.held != nil {
+		<-r.held
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	parts := strings.Split(strings.TrimPrefix(path, "/v1/orgs/"), "/")
@@ -262,6 +268,59 @@ func TestSweep(t *testing.T) {
 			t.Errorf("records (-want +got):\n%s", diff)
 		}
 	})
+}
+
+// A machine whose process comes back to a new agent is not cut off while the controllers
+// are asked about it, neither by a whole pass nor by one over what changed.
+func TestNotCutOffWhileRegistered(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		view func(r *registry)
+		in   bool
+	}{
+		{"known", func(*registry) {}, true},
+		{"to controllers of before as well", func(r *registry) { r.epoch++; delete(r.records, "o/w") }, true},
+		{"removed", func(r *registry) { delete(r.records, "o/w") }, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				m, r := newMachines(t, t.TempDir())
+				w := r.on("a", "w", 1)
+				found := []attach.Found{{Link: attach.LinkName("o", "w"), Endpoint: w.Endpoint}}
+				m.plan(r.view(), found, contact{fromCache: true})
+				tt.view(r)
+				v := r.view()
+				r.held = make(chan struct{})
+				other := web("w")
+				other.Group = "blue" // so that the controllers have to be asked
+				entered := make(chan error)
+				go func() { _, err := m.enter(t.Context(), other, 1, func() *mesh.View { return v }); entered <- err }()
+				synctest.Wait()
+				var want []peers.Attachment
+				if tt.in {
+					want = []peers.Attachment{{Link: found[0].Link, Endpoint: w.Endpoint}}
+				}
+				in, leftover := m.plan(v, found, contact{})
+				if !slices.Equal(in, want) || len(leftover) != 0 {
+					t.Errorf("a whole pass: in the firewall %v, want %v, left over %v", in, want, leftover)
+				}
+				s := shift{
+					machines: m, want: wantsOf(v, wgtypes.Key{}), found: map[string]bool{found[0].Link: true}, current: true, now: time.Now(), shown: map[string]mesh.Machine{},
+					in: func(string) (a peers.Attachment, in bool) {
+						return peers.Attachment{Link: found[0].Link, Endpoint: w.Endpoint}, true
+					},
+				}
+				// Where the view does not know it a whole pass has to tell.
+				if known := len(v.Machines) > 0; s.decide(map[string]bool{"o/w": true}) != known || len(s.before)+len(s.after) > 0 {
+					t.Errorf("the firewall loses %v and gets %v", s.before, s.after)
+				}
+				close(r.held)
+				if err := <-entered; err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
 }
 
 // A machine whose agent was restarted gets its record back, also without any

@@ -64,13 +64,14 @@ func (s *shift) decideOneLocked(key string) bool {
 	r, here := s.want.here[key]
 	ours := here && r.Host == m.host
 	now, has := peers.Attachment{Link: link}, false
-	if stay := m.stays[key]; stay != nil {
-		if stay.link != link {
-			return false
-		}
+	stay := m.stays[key]
+	switch {
+	case stay != nil && stay.link != link:
+		return false
+	case stay.registered():
 		now.Endpoint, has = s.ofStayLocked(key, stay)
 		delete(s.found, link)
-	} else if s.found[link] {
+	case s.found[link]:
 		if !ours || m.leavesLocked(r) {
 			return false // left over
 		}
@@ -97,9 +98,6 @@ func (s *shift) decideOneLocked(key string) bool {
 // firewall lets in.
 func (s *shift) ofStayLocked(key string, stay *stay) (endpoint netip.Prefix, in bool) {
 	m := s.machines
-	if !stay.record.Endpoint.IsValid() {
-		return endpoint, false // it is being registered
-	}
 	effect, told := s.told[key]
 	if !told {
 		if r, here := s.want.here[key]; here {

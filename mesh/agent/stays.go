@@ -344,7 +344,7 @@ func (m *machines) list() []*stay {
 	defer m.mu.Unlock()
 	var out []*stay
 	for _, key := range slices.Sorted(maps.Keys(m.stays)) {
-		if s := m.stays[key]; s.record.Endpoint.IsValid() {
+		if s := m.stays[key]; s.registered() {
 			out = append(out, s)
 		}
 	}
