@@ -40,7 +40,7 @@ func (d *drifted) plane(args ...string) string {
 func (d *drifted) state() (string, error) {
 	var all []string
 	for _, c := range [][]string{
-		{"wg", "show", "weft0", "allowed-ips"}, {"ip", "-6", "-o", "route", "show", "table", "main"}, {"ip", "-6", "-o", "addr", "show"},
+		{"wg", "show", "weft0", "allowed-ips"}, {"ip", "-6", "-o", "route", "show", "table", "main"}, {"ip", "-6", "-o", "addr", "show"}, {"ip", "-6", "rule"},
 		{"ip", "-o", "link", "show"}, {"nft", "-s", "list", "table", "inet", "weft"},
 		{"cat", "/proc/sys/net/ipv6/conf/all/forwarding"},
 	} {
@@ -143,6 +143,16 @@ func drifts(mesh, own, ams, endpoint string) []drift {
 		{name: "ip route del unreachable", do: run("ip", "-6", "route", "del", "unreachable", mesh+"::/48"), want: []string{"link: add unreachable " + mesh + "::/48"}},
 		{name: "ip addr del", do: run("ip", "-6", "addr", "del", own+"/128", "dev", "lo"), want: []string{"link: set address " + own + "/128 on lo"}},
 		{name: "ip addr add", do: run("ip", "-6", "addr", "add", mesh+":77::1/128", "dev", "lo", "nodad"), want: []string{"link: drop address " + mesh + ":77::1/128 on lo"}},
+		{name: "ip rule add", breaks: true, do: run("ip", "-6", "rule", "add", "prio", "100", "unreachable"), want: []string{"link: drop rule 100 (of somebody else)"}},
+		{name: "ip rule del", breaks: true, do: run("ip", "-6", "rule", "del", "prio", "32766"), want: []string{"link: add rule 32766 lookup main"}},
+		// What is on it goes with it.
+		{name: "ip link set lo down", do: run("ip", "link", "set", "lo", "down"), want: slices.Concat(
+			[]string{"link: add unreachable " + mesh + "::/48", "link: set lo up"}, slices.Repeat([]string{"link: set address … on lo"}, 4))},
+		{name: "ip netns del", do: func(d *drifted) {
+			if _, err := d.fra.Run(d.Context(), "ip", "netns", "del", "weft"); err != nil {
+				d.Fatal(err)
+			}
+		}, want: []string{"link: name namespace weft"}},
 		{name: "ip link set mtu", do: run("ip", "link", "set", "weft0", "mtu", "1300"), want: []string{"link: set mtu 1420 on weft0"}},
 		{name: "ip link set down", breaks: true, do: run("ip", "link", "set", "weft0", "down"), want: []string{"link: set weft0 up", "link: add route … dev weft0", "link: add route … dev weft0", "link: add route … dev weft0", "link: add route … dev weft0"}},
 		// The process that holds the userspace device ends with it, and another one is started.

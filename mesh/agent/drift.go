@@ -17,9 +17,10 @@ import (
 type events struct {
 	wake func()
 
-	mu    sync.Mutex // guards what follows
-	list  []link.Event
-	rules bool // the firewall's, somebody has changed them
+	mu       sync.Mutex // guards what follows
+	list     []link.Event
+	rules    bool // the firewall's, somebody has changed them
+	nameless bool // the namespace has lost its name
 }
 
 // mostEvents bounds them. More say as much as that some were lost.
@@ -42,12 +43,19 @@ func (q *events) addRules() {
 	q.wake()
 }
 
-func (q *events) take() (list []link.Event, rules bool) {
+func (q *events) addNameless() {
+	q.mu.Lock()
+	q.nameless = true
+	q.mu.Unlock()
+	q.wake()
+}
+
+func (q *events) take() (list []link.Event, rules, nameless bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	list, rules = q.list, q.rules
-	q.list, q.rules = nil, false
-	return list, rules
+	list, rules, nameless = q.list, q.rules, q.nameless
+	q.list, q.rules, q.nameless = nil, false, false
+	return list, rules, nameless
 }
 
 // watch hears what changes in the plane until ctx ends. One that breaks begins again:
@@ -73,7 +81,20 @@ func (p *plane) watch(ctx context.Context, q *events) {
 	if !p.cfg.Disable[DisableFirewall] {
 		ends.Go(func() { again("firewall", func() error { return p.wall.Watch(ctx, q.addRules) }, q.addRules) })
 	}
+	if !p.cfg.Disable[DisableNamespace] {
+		ends.Go(func() { p.watchName(ctx, q) })
+	}
 	ends.Wait()
+}
+
+// watchName looks each second whether the namespace still has its name: by it the next
+// agent finds it, and everybody who looks inside.
+func (p *plane) watchName(ctx context.Context, q *events) {
+	for wait(ctx, time.Second, nil) {
+		if named, err := p.ns.Named(p.cfg.Namespace); err == nil && !named {
+			q.addNameless()
+		}
+	}
 }
 
 // Repair implements system.
@@ -82,7 +103,7 @@ func (p *plane) Repair(m attach.Machine) ([]string, error) { return attach.Repai
 // hear looks at what the kernel has told, and raises an alarm for what is not as it is
 // wanted. What we have changed ourselves is as wanted, and says nothing.
 func (l *loop) hear(ctx context.Context, now time.Time) {
-	list, rules := l.events.take()
+	list, rules, nameless := l.events.take()
 	if l.progress == nil {
 		return // a whole pass comes anyway
 	}
@@ -92,6 +113,9 @@ func (l *loop) hear(ctx context.Context, now time.Time) {
 		} else if what != "" {
 			l.alarms.raise(what)
 		}
+	}
+	if nameless {
+		l.alarms.raise("namespace")
 	}
 	if rules {
 		if moved, err := l.system.Strange(ctx); moved || err != nil {
@@ -114,9 +138,16 @@ func (l *loop) strangeEvent(e link.Event) (machine, what string) {
 		if e.Gone {
 			return "", "sysctls"
 		}
+	case link.RuleEvent:
+		if e.Gone == e.Rule.Own() {
+			return "", "rules"
+		}
 	case link.LinkEvent:
 		if _, in := q.in[e.Link]; in {
 			return e.Link, ""
+		}
+		if e.Link == addressesOn && !e.Up {
+			return "", "link " + addressesOn
 		}
 		if e.Link == l.link && (e.Gone || !e.Up || e.MTU != l.mtuNow) {
 			return "", "link " + l.link

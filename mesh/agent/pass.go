@@ -229,9 +229,12 @@ func (l *loop) firewall(ctx context.Context, v *mesh.View, attachments []peers.A
 	return nil
 }
 
+// addressesOn is the link that holds a host's addresses.
+const addressesOn = "lo"
+
 func (l *loop) routes(v *mesh.View) error {
 	c := link.Config{
-		Link: l.link, AddressesOn: "lo", MTU: l.mtuNow, Unreachable: v.Plan.Prefix(), Up: true,
+		Link: l.link, AddressesOn: addressesOn, MTU: l.mtuNow, Unreachable: v.Plan.Prefix(), Up: true,
 	}
 	for _, a := range v.Addresses() {
 		c.Addresses = append(c.Addresses, link.Address{Prefix: a.Prefix, Deprecated: a.Anycast})

@@ -139,6 +139,14 @@ func deviceHint(err error) error {
 // Link implements system.
 func (p *plane) Link(c link.Config) ([]string, error) {
 	changes, err := link.Sysctls(p.ns)
+	if own := !p.cfg.Disable[DisableNamespace]; own {
+		named, nameErr := p.ns.Name(p.cfg.Namespace)
+		if named {
+			changes = append(changes, "name namespace "+p.cfg.Namespace)
+		}
+		err = errors.Join(err, nameErr)
+		c.OwnRules = true
+	}
 	more, linkErr := link.Set(p.ns, c)
 	return append(changes, more...), errors.Join(err, linkErr)
 }

@@ -141,7 +141,7 @@ func (l *loop) apply(ctx context.Context, q *progress, t *touched, s *shift, key
 		return err
 	}
 	sizes := l.sizesNow()
-	changes := q.want.links(t, l.link, "lo", sizes.route)
+	changes := q.want.links(t, l.link, addressesOn, sizes.route)
 	done, err := l.system.ChangeLink(changes)
 	for _, c := range done {
 		l.log.Info("link", "change", c)

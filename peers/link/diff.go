@@ -19,6 +19,8 @@ type State struct {
 	Addresses   []Address      // inside the mesh's prefix, on AddressesOn
 	Routes      []Route        // ours, over the link
 	Unreachable []netip.Prefix // ours
+	HolderDown  bool           // the link that holds the addresses is another one, and down
+	Rules       []Rule         // nil: not asked for
 }
 
 // Op says what a Change does.
@@ -28,7 +30,9 @@ type Op uint8
 // what lets through, and what is added before what is taken away: removing the
 // last address of a link would also drop its routes.
 const (
-	AddUnreachable Op = iota
+	AddRule Op = iota
+	DropRule
+	AddUnreachable
 	NoLinkLocal       // the link gets no address by itself
 	SetMTU
 	SetUp
@@ -48,6 +52,7 @@ type Change struct {
 	MTU        int          // SetMTU, AddRoute, ChangeRoute
 	Deprecated bool         // SetAddress
 	Source     netip.Addr   // AddRoute, ChangeRoute
+	Rule       Rule         // AddRule, DropRule
 }
 
 // String is one line for a log.
@@ -60,6 +65,10 @@ func (c Change) String() string {
 		mtu += " src " + c.Source.String()
 	}
 	switch c.Op {
+	case AddRule:
+		return fmt.Sprintf("add rule %s", c.Rule)
+	case DropRule:
+		return fmt.Sprintf("drop rule %s", c.Rule)
 	case AddUnreachable:
 		return fmt.Sprintf("add unreachable %s", c.Prefix)
 	case NoLinkLocal:
@@ -98,6 +107,12 @@ func Diff(have State, want Config) []Change {
 	}
 	if !slices.Contains(have.Unreachable, want.Unreachable) {
 		out = append(out, Change{Op: AddUnreachable, Prefix: want.Unreachable})
+	}
+	if want.OwnRules {
+		out = append(out, diffRules(have.Rules)...)
+	}
+	if have.HolderDown && want.Up {
+		out = append(out, Change{Op: SetUp, Link: want.AddressesOn})
 	}
 	out = append(out, diffAddresses(have.Addresses, want.Addresses, want.addressesOn())...)
 	if want.Link != "" && !have.Missing {
@@ -189,6 +204,6 @@ func diffRemove(have State, c Config) []Change {
 // Sort puts changes in the order in which Diff yields them.
 func Sort(changes []Change) {
 	slices.SortFunc(changes, func(a, b Change) int {
-		return cmp.Or(cmp.Compare(a.Op, b.Op), peers.ComparePrefix(a.Prefix, b.Prefix))
+		return cmp.Or(cmp.Compare(a.Op, b.Op), cmp.Compare(a.Rule.Priority, b.Rule.Priority), peers.ComparePrefix(a.Prefix, b.Prefix))
 	})
 }

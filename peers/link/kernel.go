@@ -88,6 +88,7 @@ func (k *kernel) read(c Config) (State, error) {
 		return s, err
 	}
 	if holder != nil {
+		s.HolderDown = c.addressesOn() != c.Link && holder.Attrs().Flags&net.FlagUp == 0
 		addrs, err := k.addresses(holder)
 		if err != nil {
 			return s, err
@@ -96,6 +97,11 @@ func (k *kernel) read(c Config) (State, error) {
 			if c.Unreachable.Contains(a.Prefix.Addr()) {
 				s.Addresses = append(s.Addresses, a)
 			}
+		}
+	}
+	if c.OwnRules {
+		if s.Rules, err = readRules(k.plane); err != nil {
+			return s, err
 		}
 	}
 	return s, k.readRoutes(&s, link)
@@ -180,6 +186,10 @@ func (k *kernel) apply(changes []Change) (done []string, err error) {
 
 func (k *kernel) change(link netlink.Link, c Change) error {
 	switch c.Op {
+	case AddRule:
+		return changeRule(k.plane, unix.RTM_NEWRULE, c.Rule)
+	case DropRule:
+		return gone(changeRule(k.plane, unix.RTM_DELRULE, c.Rule))
 	case AddUnreachable:
 		return k.nl.RouteAdd(unreachable(c.Prefix))
 	case DropUnreachable:

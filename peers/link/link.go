@@ -40,7 +40,10 @@ type Config struct {
 	// inside it are taken away. Required.
 	Unreachable netip.Prefix
 
-	Up bool // bring the link up; false leaves it as it is
+	Up bool // bring the links up; false leaves them as they are
+	// OwnRules says that the namespace is the mesh's alone: it gets the kernel's own
+	// rules (ip-rule(8)) of IPv6 and no others.
+	OwnRules bool
 }
 
 // Address is one address on AddressesOn.

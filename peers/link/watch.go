@@ -22,6 +22,7 @@ const (
 	LinkEvent    EventKind = iota // a link came, went, or is another one: MTU, Up
 	AddressEvent                  // an IPv6 address: Prefix with the address's bits
 	RouteEvent                    // a route of IPv6's main table: Prefix, Protocol
+	RuleEvent                     // a rule of IPv6: Rule
 	SysctlEvent                   // whether the namespace forwards IPv6: Gone if it does not
 	LostEvent                     // the kernel told more than could be read
 )
@@ -35,17 +36,14 @@ type Event struct {
 	Up       bool
 	Prefix   netip.Prefix
 	Protocol int
+	Rule     Rule
 
 	index int // of the link
 }
 
 // Watch calls seen with what changes in the namespace, in order, until ctx ends.
 func Watch(ctx context.Context, plane *netns.Handle, seen func(Event)) error {
-	c := &netlink.Config{}
-	if plane != nil {
-		c.NetNS = plane.Fd()
-	}
-	conn, err := netlink.Dial(unix.NETLINK_ROUTE, c)
+	conn, err := dialRoute(plane)
 	if err != nil {
 		return fmt.Errorf("watch links: %w", err)
 	}
@@ -55,7 +53,7 @@ func Watch(ctx context.Context, plane *netns.Handle, seen func(Event)) error {
 	if err := conn.SetReadBuffer(4 << 20); err != nil {
 		return fmt.Errorf("watch links: %w", err)
 	}
-	for _, group := range []uint32{unix.RTNLGRP_LINK, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV6_NETCONF} {
+	for _, group := range []uint32{unix.RTNLGRP_LINK, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV6_RULE, unix.RTNLGRP_IPV6_NETCONF} {
 		if err := conn.JoinGroup(group); err != nil {
 			return fmt.Errorf("watch links: %w", err)
 		}
@@ -81,7 +79,7 @@ func Watch(ctx context.Context, plane *netns.Handle, seen func(Event)) error {
 				continue
 			}
 			switch {
-			case e.Kind == SysctlEvent:
+			case e.Kind == SysctlEvent, e.Kind == RuleEvent:
 			case e.Kind != LinkEvent:
 				e.Link = names[e.index]
 			case e.Gone:
@@ -132,6 +130,10 @@ func eventOf(m netlink.Message) (e Event, ok bool) {
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 		e.Kind, e.Gone = RouteEvent, m.Header.Type == unix.RTM_DELROUTE
 		return e, e.readRoute(m.Data)
+	case unix.RTM_NEWRULE, unix.RTM_DELRULE:
+		e.Kind, e.Gone = RuleEvent, m.Header.Type == unix.RTM_DELRULE
+		e.Rule, ok = ruleOf(m.Data)
+		return e, ok
 	case unix.RTM_NEWNETCONF:
 		e.Kind = SysctlEvent
 		return e, e.readForwarding(m.Data)

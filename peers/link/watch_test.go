@@ -72,7 +72,7 @@ func TestEventOf(t *testing.T) {
 			continue
 		}
 		if tt.want != nil {
-			if diff := cmp.Diff(*tt.want, got, cmpopts.IgnoreUnexported(Event{}), cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); diff != "" {
+			if diff := cmp.Diff(*tt.want, got, cmpopts.IgnoreUnexported(Event{}), cmpopts.EquateComparable(Rule{}), cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); diff != "" {
 				t.Errorf("%s (-want +got):\n%s", tt.name, diff)
 			}
 		}

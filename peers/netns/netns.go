@@ -94,12 +94,56 @@ func Create(name string) (*Handle, error) {
 		os.Remove(path)
 		return nil, err
 	}
-	if err := unix.Mount(fmt.Sprintf("/proc/self/fd/%d", h.Fd()), path, "", unix.MS_BIND, ""); err != nil {
+	if err := h.mount(path); err != nil {
 		h.Close()
 		os.Remove(path)
-		return nil, fmt.Errorf("mount network namespace %s: %w", name, err)
+		return nil, err
 	}
 	return h, nil
+}
+
+func (h *Handle) mount(path string) error {
+	if err := unix.Mount(fmt.Sprintf("/proc/self/fd/%d", h.Fd()), path, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("mount network namespace %s: %w", filepath.Base(path), err)
+	}
+	return nil
+}
+
+// Named reports whether the namespace is the one of that name. The error wraps
+// os.ErrExist if another one is.
+func (h *Handle) Named(name string) (bool, error) {
+	now, err := Open(name)
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer now.Close()
+	same, err := h.Same(now)
+	if err == nil && !same {
+		err = fmt.Errorf("network namespace %s: the name is another one's (take it away: ip netns del %s): %w", name, name, os.ErrExist)
+	}
+	return same, err
+}
+
+// Name gives a namespace its name back that somebody has taken away, and reports
+// whether it had to. Errors are those of Named.
+func (h *Handle) Name(name string) (changed bool, err error) {
+	named, err := h.Named(name)
+	if named || err != nil {
+		return false, err
+	}
+	if err := os.MkdirAll(Dir, 0o755); err != nil {
+		return false, fmt.Errorf("name network namespace %s: %w", name, err)
+	}
+	path := filepath.Join(Dir, name)
+	f, err := os.OpenFile(path, os.O_RDONLY|os.O_CREATE, 0o444)
+	if err != nil {
+		return false, fmt.Errorf("name network namespace %s: %w", name, err)
+	}
+	f.Close()
+	return true, h.mount(path)
 }
 
 // Remove takes a name away. The namespace itself lives while something uses it.

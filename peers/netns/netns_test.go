@@ -73,6 +73,49 @@ func TestLeftOverFile(t *testing.T) {
 	h.Close()
 }
 
+// A name that somebody has taken away comes back, and another one's is left alone.
+func TestName(t *testing.T) {
+	needRoot(t)
+	name := fmt.Sprintf("weft-test-name-%d", os.Getpid())
+	h, err := Create(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	defer func() { Remove(name) }()
+	if changed, err := h.Name(name); changed || err != nil {
+		t.Errorf("it has its name: %t, %v", changed, err)
+	}
+	if err := Remove(name); err != nil {
+		t.Fatal(err)
+	}
+	if named, err := h.Named(name); named || err != nil {
+		t.Errorf("the name is gone: %t, %v", named, err)
+	}
+	if changed, err := h.Name(name); !changed || err != nil {
+		t.Fatalf("Name: %t, %v", changed, err)
+	}
+	again, err := Open(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	if same, err := h.Same(again); !same || err != nil {
+		t.Errorf("the name leads to another namespace: %t, %v", same, err)
+	}
+	if err := Remove(name); err != nil {
+		t.Fatal(err)
+	}
+	other, err := Create(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	if changed, err := h.Name(name); changed || !errors.Is(err, os.ErrExist) {
+		t.Errorf("another one has the name: %t, %v, want ErrExist", changed, err)
+	}
+}
+
 // What is made inside stays inside, and the caller's own thread never leaves.
 func TestDo(t *testing.T) {
 	needRoot(t)

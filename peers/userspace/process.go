@@ -25,8 +25,13 @@ type ProcessConfig struct {
 	Ready *os.File
 }
 
-// watchEvery is how often a process looks whether it is still wanted.
-const watchEvery = time.Second
+const (
+	// watchEvery is how often a process looks whether it is still wanted.
+	watchEvery = time.Second
+	// unwantedFor is how often in a row it must not be: an agent gives a namespace the
+	// name back that somebody took away.
+	unwantedFor = 3
+)
 
 // Serve holds a device until ctx ends (nil), and is all that its process does. It
 // also ends, with nil, when it is not wanted any more: its socket was taken away (as
@@ -44,6 +49,7 @@ func Serve(ctx context.Context, c ProcessConfig) error {
 	log.Info("the device's process is ready", "pid", os.Getpid())
 	tick := time.NewTicker(watchEvery)
 	defer tick.Stop()
+	unwanted := 0
 	for {
 		select {
 		case <-ctx.Done():
@@ -53,7 +59,10 @@ func Serve(ctx context.Context, c ProcessConfig) error {
 			log.Info("the device's process ends: its link is gone")
 			return nil
 		case <-tick.C:
-			if why := c.unwanted(d, ns); why != "" {
+			why := c.unwanted(d, ns)
+			if why == "" {
+				unwanted = 0
+			} else if unwanted++; unwanted >= unwantedFor {
 				log.Info("the device's process ends: " + why)
 				return nil
 			}
