@@ -153,6 +153,8 @@ func drifts(mesh, own, ams, endpoint string) []drift {
 				d.Fatal(err)
 			}
 		}, want: []string{"link: name namespace weft"}},
+		{name: "ip link set name", breaks: true, do: run("ip", "link", "set", "weft0", "name", "other0"), want: []string{"link: name weft0 again"}},
+		{name: "machine's link named", breaks: true, do: func(d *drifted) { d.plane("ip", "link", "set", d.link, "name", "other1") }, want: []string{"link: name LINK again"}},
 		{name: "ip link set mtu", do: run("ip", "link", "set", "weft0", "mtu", "1300"), want: []string{"link: set mtu 1420 on weft0"}},
 		{name: "ip link set down", breaks: true, do: run("ip", "link", "set", "weft0", "down"), want: []string{"link: set weft0 up", "link: add route … dev weft0", "link: add route … dev weft0", "link: add route … dev weft0", "link: add route … dev weft0"}},
 		// The process that holds the userspace device ends with it, and another one is started.

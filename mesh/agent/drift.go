@@ -97,6 +97,9 @@ func (p *plane) watchName(ctx context.Context, q *events) {
 	}
 }
 
+// Rename implements system.
+func (p *plane) Rename(e link.Event) error { return link.Rename(p.ns, e) }
+
 // Repair implements system.
 func (p *plane) Repair(m attach.Machine) ([]string, error) { return attach.Repair(p.ns, m) }
 
@@ -108,6 +111,9 @@ func (l *loop) hear(ctx context.Context, now time.Time) {
 		return // a whole pass comes anyway
 	}
 	for _, e := range list {
+		if _, in := l.progress.in[e.Link]; e.Kind == link.RenameEvent && (in || e.Link == l.link) {
+			l.rename(e, now)
+		}
 		if machine, what := l.strangeEvent(e); machine != "" {
 			l.doubt(machine, now)
 		} else if what != "" {
@@ -122,6 +128,16 @@ func (l *loop) hear(ctx context.Context, now time.Time) {
 			l.alarms.raise("firewall")
 		}
 	}
+}
+
+// rename gives a link its name back: all that is about it goes by that.
+func (l *loop) rename(e link.Event, now time.Time) {
+	if err := l.system.Rename(e); err != nil {
+		l.log.Warn("a link has lost its name", "err", err)
+		return
+	}
+	l.log.Info("link", "change", "name "+e.Link+" again")
+	l.alarms.strike("link "+e.Link, now)
 }
 
 // strangeEvent says what of the system an event shows to be not as wanted: a machine's

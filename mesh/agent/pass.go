@@ -51,6 +51,8 @@ type system interface {
 	Strange(ctx context.Context) (bool, error)
 	// Opened returns the device, and makes none.
 	Opened() (peers.Device, bool)
+	// Rename gives the link of a RenameEvent its name back.
+	Rename(e link.Event) error
 	// Repair puts a machine's link right, see attach.Repair.
 	Repair(m attach.Machine) (changes []string, err error)
 }

@@ -479,6 +479,10 @@ func (f *fakeSystem) ChangeProbes(targets []probe.Target, plus, minus []netip.Ad
 	return nil
 }
 
+func (f *fakeSystem) Rename(e link.Event) error {
+	return f.did("rename", "%s", e.Link)
+}
+
 func (f *fakeSystem) Repair(m attach.Machine) ([]string, error) {
 	return f.repaired[m.Link], f.fail["repair"]
 }

@@ -33,7 +33,7 @@ const (
 	AddRule Op = iota
 	DropRule
 	AddUnreachable
-	NoLinkLocal       // the link gets no address by itself
+	NoLinkLocal // the link gets no address by itself
 	SetMTU
 	SetUp
 	SetAddress // new, or with another Deprecated

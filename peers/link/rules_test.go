@@ -1,10 +1,12 @@
 package link
 
 import (
+	"context"
 	"encoding/binary"
 	"net/netip"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/mdlayher/netlink"
@@ -86,7 +88,9 @@ func TestRules(t *testing.T) {
 		add(func(r *vnl.Rule) { r.Priority, r.Type = 100, unix.RTN_UNREACHABLE })
 		add(func(r *vnl.Rule) { r.Priority, r.Table, r.Mark = 100, 1000, 7 })
 		add(func(r *vnl.Rule) { r.Priority, r.Table, r.IifName = 32766, unix.RT_TABLE_MAIN, "weft0" })
-		add(func(r *vnl.Rule) { r.Priority, r.Table, r.Src = 32765, 52, netns.IPNet(netip.MustParsePrefix("fd00::/8")) })
+		add(func(r *vnl.Rule) {
+			r.Priority, r.Table, r.Src = 32765, 52, netns.IPNet(netip.MustParsePrefix("fd00::/8"))
+		})
 		main := vnl.NewRule()
 		main.Family, main.Priority, main.Table = vnl.FAMILY_V6, 32766, unix.RT_TABLE_MAIN
 		check(t, nl.RuleDel(main))
@@ -127,5 +131,61 @@ func TestHolderDown(t *testing.T) {
 	}
 	if diff := cmp.Diff(before, state(t, nl)); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// A link that gets another name, while it is up and while it is down, gets its own back.
+func TestRename(t *testing.T) {
+	t.Parallel()
+	ns, nl := plane(t)
+	l := addLink(t, nl, "weft0")
+	ctx, cancel := context.WithCancel(t.Context())
+	events, ended := make(chan Event, 100), make(chan error, 1)
+	go func() { ended <- Watch(ctx, ns, func(e Event) { events <- e }) }()
+	defer func() { cancel(); check(t, <-ended) }()
+	renamed := func(from string) Event {
+		t.Helper()
+		for late := time.After(10 * time.Second); ; {
+			select {
+			case e := <-events:
+				if e.Kind == RenameEvent && e.Link == from {
+					return e
+				}
+			case err := <-ended:
+				ended <- nil
+				t.Fatal(err)
+			case <-late:
+				t.Fatalf("it is not told that %s has another name", from)
+			}
+		}
+	}
+	settled := func() { // the watch hears what is done from now on
+		t.Helper()
+		check(t, nl.LinkSetMTU(l, 1400))
+		check(t, nl.LinkSetMTU(l, 1420))
+		for late := time.After(10 * time.Second); ; {
+			select {
+			case e := <-events:
+				if e.Link == "weft0" && e.MTU == 1420 {
+					return
+				}
+			case <-time.After(50 * time.Millisecond):
+				check(t, nl.LinkSetMTU(l, 1400))
+				check(t, nl.LinkSetMTU(l, 1420))
+			case <-late:
+				t.Fatal("the watch hears nothing")
+			}
+		}
+	}
+	settled()
+	for range 2 {
+		check(t, nl.LinkSetDown(l))
+		check(t, nl.LinkSetName(l, "other0"))
+		check(t, nl.LinkSetUp(l))
+		check(t, Rename(ns, renamed("weft0")))
+		renamed("other0")
+		if now, err := nl.LinkByName("weft0"); err != nil || now.Attrs().Index != l.Attrs().Index {
+			t.Fatalf("weft0 is %v, %v", now, err)
+		}
 	}
 }

@@ -22,6 +22,7 @@ const (
 	LinkEvent    EventKind = iota // a link came, went, or is another one: MTU, Up
 	AddressEvent                  // an IPv6 address: Prefix with the address's bits
 	RouteEvent                    // a route of IPv6's main table: Prefix, Protocol
+	RenameEvent                   // a link has another name now: Link is the one that it had
 	RuleEvent                     // a rule of IPv6: Rule
 	SysctlEvent                   // whether the namespace forwards IPv6: Gone if it does not
 	LostEvent                     // the kernel told more than could be read
@@ -85,11 +86,38 @@ func Watch(ctx context.Context, plane *netns.Handle, seen func(Event)) error {
 			case e.Gone:
 				delete(names, e.index)
 			default:
+				if was := names[e.index]; was != "" && was != e.Link {
+					seen(Event{Kind: RenameEvent, Link: was, index: e.index})
+				}
 				names[e.index] = e.Link
 			}
 			seen(e)
 		}
 	}
+}
+
+// Rename gives the link of a RenameEvent its name back. The error wraps os.ErrExist if
+// another link has it now.
+func Rename(plane *netns.Handle, e Event) error {
+	k, err := openKernel(plane)
+	if err != nil {
+		return err
+	}
+	defer k.Close()
+	l, err := k.nl.LinkByIndex(e.index)
+	if err != nil {
+		return fmt.Errorf("name link %s: %w", e.Link, err)
+	}
+	err = k.nl.LinkSetName(l, e.Link)
+	if errors.Is(err, unix.EBUSY) { // before Linux 6.2 only one that is down gets another name
+		if err = k.nl.LinkSetDown(l); err == nil {
+			err = errors.Join(k.nl.LinkSetName(l, e.Link), k.nl.LinkSetUp(l))
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("name link %s: %w", e.Link, err)
+	}
+	return nil
 }
 
 // namesOf are the links that are there, by index.
