@@ -9,12 +9,12 @@ import (
 const (
 	// overdueAfter is how long a message may wait in the socket's buffer when more than
 	// overdueBytes are before it. Where the receiver is the bottleneck, it is there that
-	// bulk traffic queues, in bursts, and all else with it. Beside
-	// four streams of TCP on two processors a round trip took 5.1 to 6.4 ms without this
-	// (99th percentile 13 to 15) and takes 3.2 (9 to 10), at 4.2 to 4.6 and 4.1 to 4.3
-	// Gbit/s; where other programs want both processors, 9 to 12 (31 to 49) and 5 to 7
-	// (15 to 20). A buffer of a quarter gave nearly as much, but what it lost was
-	// whatever came last, one ping in a hundred too.
+	// bulk traffic queues, in bursts, and all else with it. Beside four streams of TCP on
+	// two processors a round trip took 5.1 to 6.4 ms without this (99th percentile 13 to
+	// 15) and takes 3.2 (9 to 10), at 4.2 to 4.6 and 4.1 to 4.3 Gbit/s; where other
+	// programs want both processors, 9 to 12 (31 to 49) and 5 to 7 (15 to 20). A buffer of
+	// a quarter gave nearly as much, but what it lost was whatever came last, one ping in
+	// a hundred too.
 	overdueAfter = 2 * time.Millisecond
 	// overdueBytes is what arrives in overdueAfter at 4 Gbit/s. Without this limit
 	// bulk traffic of any speed would lose packets whenever other programs take the
