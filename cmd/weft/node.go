@@ -161,9 +161,13 @@ func size(n uint64) string {
 }
 
 func gatewayTable(gateways []local.GatewayState) cli.Table {
-	t := cli.Table{Header: []string{"GATEWAY", "REGION", "RTT"}}
+	t := cli.Table{Header: []string{"GATEWAY", "REGION", "RTT", "NOTE"}}
 	for _, g := range gateways {
-		t.Rows = append(t.Rows, []string{g.Name, g.Region, cli.Milliseconds(g.RTT)})
+		note := ""
+		if !g.Rests.IsZero() {
+			note = "stopped answering several times; not used before " + g.Rests.Local().Format(time.TimeOnly)
+		}
+		t.Rows = append(t.Rows, []string{g.Name, g.Region, cli.Milliseconds(g.RTT), note})
 	}
 	return t
 }

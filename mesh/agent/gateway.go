@@ -25,6 +25,7 @@ type candidate struct {
 	addr    netip.Addr // of the underlay
 	present bool       // a controller holds its stream
 	rtt     time.Duration
+	rests   time.Time // it failed as a gateway again and again: not before this, if another will do
 }
 
 // candidates lists the hosts of a client's view that can be reached.
@@ -48,7 +49,7 @@ const (
 // chooseGateway returns the gateway to use: the nearest by measurement, but the
 // current one as long as no other is clearly better. out says that the current one
 // has stopped answering; then any other will do. One that no controller sees is
-// taken only if nobody else answered.
+// taken only if nobody else answered, and before it one that rests.
 func chooseGateway(current string, out bool, all []candidate) string {
 	all = slices.Clone(all)
 	slices.SortStableFunc(all, func(a, b candidate) int { return cmp.Compare(rank(a), rank(b)) })
@@ -60,7 +61,7 @@ func chooseGateway(current string, out bool, all []candidate) string {
 		case out && c.name == current:
 		case out:
 			return c.name
-		case c.rtt == 0 || all[now].rtt == 0 || !c.present: // nothing to compare
+		case c.rtt == 0 || all[now].rtt == 0 || !c.present || !c.rests.IsZero(): // nothing to compare
 			return current
 		case all[now].rtt-c.rtt > betterBy && all[now].rtt-c.rtt > all[now].rtt/betterPortion:
 			return c.name
@@ -72,11 +73,15 @@ func chooseGateway(current string, out bool, all []candidate) string {
 }
 
 // rank orders candidates: those that answered and are present, those that
-// answered, the present, the others; the nearest first.
+// answered, the present, the others; the nearest first. Those that rest come after
+// present ones that answered.
 func rank(c candidate) time.Duration {
 	r := c.rtt
 	if c.rtt == 0 {
 		r = 2 * time.Hour
+	}
+	if !c.rests.IsZero() {
+		r += time.Minute
 	}
 	if !c.present {
 		r += time.Hour
@@ -90,9 +95,48 @@ func gatewayStates(all []candidate) []local.GatewayState {
 	slices.SortStableFunc(all, func(a, b candidate) int { return cmp.Compare(rank(a), rank(b)) })
 	var out []local.GatewayState
 	for _, c := range all {
-		out = append(out, local.GatewayState{Name: c.name, Region: c.region, RTT: c.rtt})
+		out = append(out, local.GatewayState{Name: c.name, Region: c.region, RTT: c.rtt, Rests: c.rests})
 	}
 	return out
+}
+
+// outages are when gateways stopped answering through the tunnel, by name. An echo of the
+// underlay does not show what is wrong with one: a laptop that went back to it at once
+// would be cut off again and again.
+type outages map[string][]time.Time
+
+const (
+	// outageCounts is how long one is remembered.
+	outageCounts = time.Hour
+	// outageFree is how many cost nothing: a host that was restarted has its laptops back
+	// as soon as they measure.
+	outageFree = 1
+	// outageRest is how long a host rests after the first one more, and doubles.
+	outageRest = 2 * time.Minute
+	outageMost = 30 * time.Minute
+)
+
+// add notes an outage.
+func (o outages) add(name string, now time.Time) {
+	o[name] = append(slices.DeleteFunc(o[name], func(t time.Time) bool { return now.Sub(t) >= outageCounts }), now)
+}
+
+// rests is until when a host is not chosen if another will do; the zero time: it is.
+func (o outages) rests(name string, now time.Time) time.Time {
+	all, more := o[name], -outageFree
+	for _, t := range all {
+		if now.Sub(t) < outageCounts {
+			more++
+		}
+	}
+	if more <= 0 {
+		return time.Time{}
+	}
+	until := all[len(all)-1].Add(min(outageRest<<min(more-1, 10), outageMost))
+	if !now.Before(until) {
+		return time.Time{}
+	}
+	return until
 }
 
 const (

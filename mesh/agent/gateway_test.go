@@ -15,6 +15,9 @@ func TestChooseGateway(t *testing.T) {
 	ms := func(n int) time.Duration { return time.Duration(n) * time.Millisecond }
 	c := func(name string, rtt int) candidate { return candidate{name: name, rtt: ms(rtt), present: true} }
 	absent := func(name string, rtt int) candidate { return candidate{name: name, rtt: ms(rtt)} }
+	rests := func(name string, rtt int) candidate {
+		return candidate{name: name, rtt: ms(rtt), present: true, rests: time.Unix(1, 0)}
+	}
 	for _, tt := range []struct {
 		name    string
 		current string
@@ -37,6 +40,13 @@ func TestChooseGateway(t *testing.T) {
 		{"a nearer one that no controller sees: not taken", "a", false, []candidate{c("a", 90), absent("b", 10)}, "a"},
 		{"out: present ones first", "a", true, []candidate{c("a", 9), absent("b", 10), c("c", 80)}, "c"},
 		{"out: an absent one is better than none", "a", true, []candidate{c("a", 9), absent("b", 10)}, "b"},
+		{"a nearer one that rests: not taken", "a", false, []candidate{c("a", 90), rests("b", 10)}, "a"},
+		{"out: one that rests comes last", "a", true, []candidate{c("a", 9), rests("b", 10), c("c", 80)}, "c"},
+		{"out: one that rests is better than none", "a", true, []candidate{c("a", 9), rests("b", 10)}, "b"},
+		{"out: one that rests is better than an absent one", "a", true, []candidate{c("a", 9), rests("b", 80), absent("c", 10)}, "b"},
+		{"none yet, and the nearest rests", "", false, []candidate{rests("a", 9), c("b", 10)}, "b"},
+		{"the current one rests but works: stays", "a", false, []candidate{rests("a", 9), c("b", 9)}, "a"},
+		{"the current one rests, and another is better", "a", false, []candidate{rests("a", 90), c("b", 9)}, "b"},
 		{"the current one is absent but works: stays", "a", false, []candidate{absent("a", 10), c("b", 9)}, "a"},
 	} {
 		if got := chooseGateway(tt.current, tt.out, tt.all); got != tt.want {
@@ -55,6 +65,9 @@ func TestChooseGatewaySettles(t *testing.T) {
 				name: string(rune('a' + i)), present: rapid.Bool().Draw(t, "present"),
 				rtt: time.Duration(rapid.IntRange(0, 200).Draw(t, "ms")) * time.Millisecond,
 			})
+			if rapid.Bool().Draw(t, "rests") {
+				all[i].rests = time.Unix(1, 0)
+			}
 		}
 		current := rapid.SampledFrom(all).Draw(t, "current").name
 		first := chooseGateway(current, false, all)
@@ -65,6 +78,34 @@ func TestChooseGatewaySettles(t *testing.T) {
 			t.Fatalf("%s is out and was chosen", current)
 		}
 	})
+}
+
+// Once a gateway may be out and is used again at once; who is out again and again rests
+// longer and longer, and is forgiven after an hour.
+func TestOutages(t *testing.T) {
+	start := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
+	o := outages{}
+	at := start
+	for i, want := range []time.Duration{0, 2 * time.Minute, 4 * time.Minute, 8 * time.Minute, 16 * time.Minute, 30 * time.Minute} {
+		at = at.Add(time.Second)
+		o.add("a", at)
+		until := o.rests("a", at)
+		if want == 0 && !until.IsZero() || want != 0 && until.Sub(at) != want {
+			t.Errorf("after outage %d it rests until %s, want for %s", i+1, until, want)
+		}
+		if !until.IsZero() {
+			at = until
+		}
+		if now := o.rests("a", at); want > 0 && !now.IsZero() {
+			t.Errorf("after its rest it rests until %s", now)
+		}
+	}
+	if !o.rests("b", at).IsZero() {
+		t.Error("another one rests")
+	}
+	if o.add("a", at.Add(outageCounts)); !o.rests("a", at.Add(outageCounts)).IsZero() || len(o["a"]) != 1 {
+		t.Errorf("an hour later: %v", o["a"])
+	}
 }
 
 func TestCandidates(t *testing.T) {

@@ -39,8 +39,9 @@ type laptop struct {
 	woken    signal
 	down     context.CancelFunc
 
-	linked netip.Prefix // the mesh whose routes are in force; of the loop, then of RunLaptop
-	knock  knock        // of the loop
+	linked  netip.Prefix // the mesh whose routes are in force; of the loop, then of RunLaptop
+	knock   knock        // of the loop
+	outages outages      // of chooseGateways
 }
 
 // RunLaptop joins a client to its org, if it has not joined yet, and keeps it
@@ -57,7 +58,7 @@ func RunLaptop(ctx context.Context, cfg LaptopConfig) error {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	l := &laptop{cfg: cfg, log: cfg.Log, down: cancel, names: newLaptopNames(cfg)}
+	l := &laptop{cfg: cfg, log: cfg.Log, down: cancel, names: newLaptopNames(cfg), outages: outages{}}
 	state, err := openState(cfg.Join, mesh.KindClient)
 	if err != nil {
 		return err
@@ -198,18 +199,20 @@ func (l *laptop) chooseGateways(ctx context.Context, m *member, f *follower) {
 }
 
 func (l *laptop) chooseOnce(ctx context.Context, m *member, v *mesh.View) error {
-	current, want := v.Client.Gateway, l.cfg.Gateway
+	current, want, out := v.Client.Gateway, l.cfg.Gateway, false
 	if want == "" {
 		measured := measureGateways(ctx, candidates(v))
 		through := l.prober.results()[current]
 		for i, c := range measured {
+			measured[i].rests = l.outages.rests(c.name, time.Now())
 			// A host that answers no echo is still as far as its tunnel says.
 			if c.name == current && c.rtt == 0 && !through.Suspect {
 				measured[i].rtt = through.RTT
 			}
 		}
 		l.gateways.Store(&measured)
-		want = chooseGateway(current, l.gatewayOut(current), measured)
+		out = l.gatewayOut(current)
+		want = chooseGateway(current, out, measured)
 	}
 	if want == current || want == "" || ctx.Err() != nil {
 		l.problems.set("gateway", "")
@@ -218,6 +221,9 @@ func (l *laptop) chooseOnce(ctx context.Context, m *member, v *mesh.View) error 
 	err := m.do(ctx, http.MethodPut, "/v1/nodes/self/gateway", api.GatewayRequest{Gateway: want}, nil)
 	if err == nil {
 		l.log.Info("gateway", "host", want, "before", current)
+		if out {
+			l.outages.add(current, time.Now())
+		}
 	} else {
 		err = fmt.Errorf("change the gateway from %s to %s: %w", current, want, err)
 	}

@@ -76,7 +76,8 @@ type Peer struct {
 type GatewayState struct {
 	Name   string        `json:"name"`
 	Region string        `json:"region"`
-	RTT    time.Duration `json:"rtt"` // 0: no answer
+	RTT    time.Duration `json:"rtt"`            // 0: no answer
+	Rests  time.Time     `json:"rests,omitzero"` // it stopped answering several times: not used before this
 }
 
 // AttachRequest is POST /v1/attach: a machine wants to be in the mesh. The caller's
