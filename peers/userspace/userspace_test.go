@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -292,29 +293,55 @@ func TestBadConfig(t *testing.T) {
 	}
 }
 
-// A client that sends half an operation holds the device's lock. It must not do so
-// for ever, and whoever waits with a deadline gets it.
-func TestCallEndsWithItsContext(t *testing.T) {
+// A client that sends half an operation keeps nobody from the device.
+func TestHalfAnOperation(t *testing.T) {
 	t.Parallel()
 	d := open(t, Config{})
-	stuck, err := net.Dial("unix", d.uapi.path)
+	for _, half := range []string{"set=1\nprivate_key=", "get=1\n", "se"} {
+		stuck, err := net.Dial("unix", d.uapi.path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer stuck.Close()
+		if _, err := stuck.Write([]byte(half)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	for range 3 {
+		if err := d.Apply(ctx, []peers.Change{{Op: peers.AddPeer, Peer: owns(1)}}); err != nil {
+			t.Error(err)
+		}
+		if c, err := d.Config(ctx); err != nil || len(c.Peers) != 1 {
+			t.Errorf("%d peers, %v", len(c.Peers), err)
+		}
+	}
+}
+
+// Whoever waits for a device that does not answer, with a deadline, gets it.
+func TestCallEndsWithItsContext(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "s")
+	silent, err := net.Listen("unix", path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer stuck.Close()
-	if _, err := stuck.Write([]byte("set=1\nprivate_key=")); err != nil {
-		t.Fatal(err)
-	}
-	// Until the device has begun with it, calls succeed.
-	eventually(t, "a call meets its deadline", func() bool {
+	defer silent.Close()
+	d := talker{name: "wg0", path: path, ready: func(ctx context.Context) error { return ctx.Err() }}
+	for what, call := range map[string]func(ctx context.Context) error{
+		"Config": func(ctx context.Context) error { _, err := d.Config(ctx); return err },
+		"Stats":  func(ctx context.Context) error { _, err := d.Stats(ctx); return err },
+		"Apply": func(ctx context.Context) error {
+			return d.Apply(ctx, []peers.Change{{Op: peers.AddPeer, Peer: owns(1)}})
+		},
+	} {
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
-		defer cancel()
-		_, err = d.Config(ctx)
-		return errors.Is(err, context.DeadlineExceeded)
-	})
-	stuck.Close()
-	if _, err := d.Config(t.Context()); err != nil {
-		t.Errorf("afterwards: %v", err)
+		began := time.Now()
+		if err := call(ctx); !errors.Is(err, context.DeadlineExceeded) || time.Since(began) > patience/2 {
+			t.Errorf("%s: %v after %s, want its deadline", what, err, time.Since(began))
+		}
+		cancel()
 	}
 }
 
