@@ -107,13 +107,15 @@ func (p *plane) Repair(m attach.Machine) ([]string, error) { return attach.Repai
 // wanted. What we have changed ourselves is as wanted, and says nothing.
 func (l *loop) hear(ctx context.Context, now time.Time) {
 	list, rules, nameless := l.events.take()
+	for _, e := range list {
+		if e.Kind == link.RenameEvent && (e.Link == l.link || attach.IsLinkName(e.Link)) {
+			l.rename(e, now)
+		}
+	}
 	if l.progress == nil {
 		return // a whole pass comes anyway
 	}
 	for _, e := range list {
-		if _, in := l.progress.in[e.Link]; e.Kind == link.RenameEvent && (in || e.Link == l.link) {
-			l.rename(e, now)
-		}
 		if machine, what := l.strangeEvent(e); machine != "" {
 			l.doubt(machine, now)
 		} else if what != "" {

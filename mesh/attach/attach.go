@@ -73,6 +73,9 @@ func LinkName(org, id string) string {
 	return linkPrefix + strings.ToLower(base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(sum[:8]))
 }
 
+// IsLinkName reports whether a link in the plane is a machine's by its name.
+func IsLinkName(link string) bool { return strings.HasPrefix(link, linkPrefix) }
+
 func (m Machine) validate() error {
 	switch {
 	case m.Link == "" || len(m.Link) > 15 || strings.ContainsAny(m.Link, "/ \t\n"):
@@ -185,7 +188,7 @@ func (s side) ready(l netlink.Link, addrs ...netip.Addr) (bool, error) {
 // Detach removes the pair by the plane's end. No such link is not an error; a link
 // that is not a machine's is never removed.
 func Detach(plane *netns.Handle, link string) error {
-	if !strings.HasPrefix(link, linkPrefix) {
+	if !IsLinkName(link) {
 		return fmt.Errorf("detach %s: it is not a machine's link", link)
 	}
 	s, err := openSide(plane)
@@ -232,7 +235,7 @@ func List(plane *netns.Handle) ([]Found, error) {
 	var out []Found
 	for _, l := range links {
 		a := l.Attrs()
-		if l.Type() != "veth" || !strings.HasPrefix(a.Name, linkPrefix) {
+		if l.Type() != "veth" || !IsLinkName(a.Name) {
 			continue
 		}
 		out = append(out, Found{

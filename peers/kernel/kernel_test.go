@@ -324,6 +324,27 @@ func TestLinkDeletedOrRenamed(t *testing.T) {
 	}
 }
 
+// A link that is called otherwise, while nobody has its name, is not gone: it gets the
+// name back, and all is as before.
+func TestLinkNamedBack(t *testing.T) {
+	t.Parallel()
+	plane := newPlane(t)
+	d := open(t, Config{Plane: plane})
+	must(t, d.Apply(t.Context(), []peers.Change{{Op: peers.AddPeer, Peer: peers.Peer{Key: key(1)}}}))
+	nl, err := plane.Netlink()
+	must(t, err)
+	defer nl.Close()
+	l := linkIn(t, plane, "wg0")
+	must(t, nl.LinkSetName(l, "other"))
+	if _, err := d.Config(t.Context()); err == nil || errors.Is(err, peers.ErrClosed) || !strings.Contains(err.Error(), "called other now") {
+		t.Errorf("it says %v", err)
+	}
+	must(t, nl.LinkSetName(l, "wg0"))
+	if c, err := d.Config(t.Context()); err != nil || len(c.Peers) != 1 {
+		t.Errorf("afterwards: %v, %v", c, err)
+	}
+}
+
 // Without the namespace in which its sockets were opened the device goes on, silent: it
 // can be asked, configured and closed.
 func TestUnderlayIsRemoved(t *testing.T) {

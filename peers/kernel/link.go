@@ -92,7 +92,9 @@ func add(c Config) error {
 	return err
 }
 
-// check reports whether the link is still there and has its name.
+// check reports whether the link is still there and has its name. One that somebody has
+// given another name is not gone as long as no other link has taken its own: it may get
+// it back, with its tunnels.
 func (l link) check() error {
 	found, err := l.nl.LinkByIndex(l.index)
 	if errors.As(err, new(netlink.LinkNotFoundError)) {
@@ -101,7 +103,13 @@ func (l link) check() error {
 	if err != nil {
 		return err
 	}
-	if found.Type() != kind || found.Attrs().Name != l.name {
+	if found.Type() != kind {
+		return errGone
+	}
+	if now := found.Attrs().Name; now != l.name {
+		if _, err := l.nl.LinkByName(l.name); errors.As(err, new(netlink.LinkNotFoundError)) {
+			return fmt.Errorf("its link is called %s now: give it its name back", now)
+		}
 		return errGone
 	}
 	return nil
