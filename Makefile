@@ -141,8 +141,13 @@ test-kernel: lab-bin ## tunnels of Debian's kernel, in a small virtual machine (
 	  if [ "$${CI:-}" = true ]; then echo "test-kernel: $$why; under CI=true that is a failure" >&2; exit 1; fi; \
 	fi; \
 	if [ -n "$$why" ]; then echo "test-kernel: the kernel's WireGuard is not tried here: $$why" >&2; exit; fi; \
-	$(INVM) -run '^TestMachine$$' ./e2e/kernel && \
-	$(INVM) -parallel 8 -exec '$(CURDIR)/$(BIN)/kernel test $(VM)' ./peers/kernel && \
-	$(INVM) -parallel 1 -run '$(FWVM)' -exec '$(CURDIR)/$(BIN)/kernel test $(VM)' ./peers/firewall && \
-	$(INVM) -run '^TestKernelBackend$$' -exec '$(CURDIR)/$(BIN)/kernel test $(VM)' ./e2e
-.PHONY: test-kernel
+	$(MAKE) --no-print-directory -j2 -Otarget in-vm-agent in-vm-peers
+
+# Two machines at a time, with a processor each.
+in-vm-agent:
+	@$(INVM) -run '^TestKernelBackend$$' -exec '$(CURDIR)/$(BIN)/kernel test $(VM)' ./e2e
+in-vm-peers:
+	@$(INVM) -run '^TestMachine$$' ./e2e/kernel
+	@$(INVM) -parallel 8 -exec '$(CURDIR)/$(BIN)/kernel test $(VM)' ./peers/kernel
+	@$(INVM) -parallel 1 -run '$(FWVM)' -exec '$(CURDIR)/$(BIN)/kernel test $(VM)' ./peers/firewall
+.PHONY: test-kernel in-vm-agent in-vm-peers

@@ -105,3 +105,51 @@ func TestFirstGrantedPacket(t *testing.T) {
 		}
 	}
 }
+
+// Two hosts that are far from each other and have had nothing to do with each other both
+// have something to say as soon as they hear of each other: their first words cross, and
+// both are lost. It is a matter of moments all the same, and not of WireGuard's 5 s.
+func TestFirstWordsThatCross(t *testing.T) {
+	need(t, "nsenter")
+	t.Parallel()
+	const rtt = 300 * time.Millisecond // twice what lies between the two grants
+	w := newWorld(t, world.Config{}, "fra1", "sin1")
+	if err := w.Lab().Switch().SetRTT("fra1", "sin1", rtt); err != nil {
+		t.Fatal(err)
+	}
+	var machines []*world.Machine
+	var inside []*watcher
+	for i, host := range []string{"fra1", "sin1"} {
+		org := fmt.Sprintf("org%d", i)
+		weft(t, w, "org", "create", org)
+		machines = append(machines, start(t, w, host, org, "app", "m-1"))
+		inside = append(inside, newWatcher(t, machines[i]))
+	}
+	answered := make([]chan error, 2)
+	at := make([]time.Time, 2)
+	for i := range machines {
+		answered[i] = make(chan error, 1)
+		go func() {
+			_, when, err := firstPacket(t.Context(), inside[i], machines[1-i], 2*firstTunnel)
+			at[i] = when
+			answered[i] <- err
+		}()
+	}
+	for i := range machines {
+		weft(t, w, "grant", "create", "--from", machines[i].Org+"/app", "--to", machines[1-i].Org+"/app", "--udp", fmt.Sprint(echoPort))
+	}
+	made := time.Now()
+	for i := range machines {
+		if err := <-answered[i]; err != nil {
+			t.Fatalf("from %s: %v", machines[i].Host.Name(), err)
+		}
+		took := at[i].Sub(made)
+		t.Logf("from %s: the first answer came after %s", machines[i].Host.Name(), took.Round(time.Millisecond))
+		if took > firstCrossed {
+			t.Errorf("from %s: the first answer came after %s, want %s at most", machines[i].Host.Name(), took.Round(time.Millisecond), firstCrossed)
+		}
+	}
+}
+
+// firstCrossed leaves room for two more first words, at 0.7 and 2.1 s, and their answers.
+const firstCrossed = 3500 * time.Millisecond

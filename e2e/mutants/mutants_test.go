@@ -48,7 +48,7 @@ func TestPatchesApply(t *testing.T) {
 	}
 }
 
-// The cheapest of them are noticed.
+// Some of the cheapest of them are noticed.
 func TestCheapMutantsAreCaught(t *testing.T) {
 	needGit(t)
 	if testing.Short() {
@@ -65,7 +65,7 @@ func TestCheapMutantsAreCaught(t *testing.T) {
 	defer bed.close()
 	tried := 0
 	for _, p := range patches {
-		if !slices.Equal(p.packages[0], []string{"./mesh"}) {
+		if tried == 2 || !slices.Equal(p.packages[0], []string{"./mesh"}) {
 			continue
 		}
 		tried++

@@ -58,7 +58,7 @@ func RunLaptop(ctx context.Context, cfg LaptopConfig) error {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	l := &laptop{cfg: cfg, log: cfg.Log, down: cancel, names: newLaptopNames(cfg), outages: outages{}}
+	l := &laptop{cfg: cfg, log: cfg.Log, down: cancel, names: newLaptopNames(cfg), outages: outages{}, knock: knock{first: gatewayWord}}
 	state, err := openState(cfg.Join, mesh.KindClient)
 	if err != nil {
 		return err

@@ -19,6 +19,14 @@ const paced = 20
 // force now, nil if nothing was done, and how long nothing has to be done without an
 // event.
 func (l *loop) next(ctx context.Context) (a *applied, pause time.Duration, err error) {
+	a, pause, err = l.upToDate(ctx)
+	if wait := l.knocks(ctx, time.Now()); wait > 0 {
+		pause = min(pause, wait)
+	}
+	return a, pause, err
+}
+
+func (l *loop) upToDate(ctx context.Context) (a *applied, pause time.Duration, err error) {
 	v, steps, whole := l.feed.take()
 	if v == nil {
 		return nil, l.timing.Tick, nil

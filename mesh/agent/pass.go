@@ -9,6 +9,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
 	"github.com/weftmesh/weft/mesh"
 	"github.com/weftmesh/weft/mesh/agent/probe"
 	"github.com/weftmesh/weft/mesh/attach"
@@ -125,11 +127,12 @@ type loop struct {
 	guarded  bool       // the firewall has been in force once: it stays
 	last     *mesh.View // in effect since the last pass; nil: it is seen
 	seen     *version
-	due      time.Time            // the next whole pass
-	look     time.Time            // the next look at what tells nobody of its changes
-	mtuNow   int                  // as of then
-	doubts   map[string]time.Time // links of machines that may not be right: when to look
-	progress *progress            // what leads on from there; nil: only a whole pass can
+	due      time.Time              // the next whole pass
+	look     time.Time              // the next look at what tells nobody of its changes
+	mtuNow   int                    // as of then
+	knocking map[wgtypes.Key]*knock // new hosts that have not answered
+	doubts   map[string]time.Time   // links of machines that may not be right: when to look
+	progress *progress              // what leads on from there; nil: only a whole pass can
 }
 
 // pass brings the system from what it is to what v says. It is the same work

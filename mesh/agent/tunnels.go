@@ -23,6 +23,7 @@ type tunnels struct {
 	log     *slog.Logger
 	later   func()                         // wakes the loop in a moment; nil: the next pass will do
 	retired []wgtypes.Key                  // by the last set: peers without prefixes, which are to go in a moment
+	fresh   []peers.Peer                   // that were added and nobody has looked at since
 	wanted  map[wgtypes.Key]netip.AddrPort // endpoints by peer
 }
 
@@ -55,6 +56,9 @@ func (t *tunnels) set(ctx context.Context, v *mesh.View, open func() (peers.Devi
 	}
 	t.wanted = endpoints(want)
 	for _, c := range changes {
+		if c.Op == peers.AddPeer {
+			t.fresh = append(t.fresh, c.Peer)
+		}
 		t.log.Info("tunnel", "change", c.String(), "rev", v.Revision.String())
 	}
 	return nil
@@ -73,7 +77,10 @@ func (t *tunnels) change(ctx context.Context, changes []peers.Change, rev mesh.R
 	}
 	for _, c := range changes {
 		switch {
-		case c.Op == peers.AddPeer, c.Op == peers.UpdatePeer && c.SetEndpoint:
+		case c.Op == peers.AddPeer:
+			t.fresh = append(t.fresh, c.Peer)
+			t.wanted[c.Peer.Key] = c.Peer.Endpoint
+		case c.Op == peers.UpdatePeer && c.SetEndpoint:
 			t.wanted[c.Peer.Key] = c.Peer.Endpoint
 		case c.Op == peers.RemovePeer:
 			delete(t.wanted, c.Peer.Key)
