@@ -1,6 +1,7 @@
 package history
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"math"
@@ -135,7 +136,45 @@ func (h *history) places(mine func(key string) bool, what func(Object) string) m
 			}
 		}
 	}
+	for _, c := range out {
+		c.ops = effective(c.ops)
+	}
 	return out
+}
+
+// effective leaves out what says nothing about a place, which is most and takes longest to
+// judge. Who may have taken it, and gave it again or not, forbids nothing, for he may have
+// not; and he allows nothing, for nobody else needs that he has. Who gives what he has not
+// taken yet changes nothing. Of those that may have given it at any later time, no more
+// than have taken it can have had an effect, and the ones that began first can have had
+// that of any other.
+func effective(ops []porcupine.Operation) []porcupine.Operation {
+	takes, first := map[string]int{}, map[string]int64{}
+	for _, o := range ops {
+		if s := o.Input.(step); s.what == wordTake && !s.maybe {
+			by := name(s.by)
+			if takes[by]++; takes[by] == 1 || o.Call < first[by] {
+				first[by] = o.Call
+			}
+		}
+	}
+	ops = slices.Clone(ops)
+	slices.SortStableFunc(ops, func(a, b porcupine.Operation) int { return cmp.Compare(a.Call, b.Call) })
+	maybe := map[string]int{}
+	return slices.DeleteFunc(ops, func(o porcupine.Operation) bool {
+		s := o.Input.(step)
+		by := name(s.by)
+		switch {
+		case s.what != wordGive:
+			return s.maybe
+		case takes[by] == 0, o.Return < first[by]:
+			return true
+		case o.Return == never:
+			maybe[by]++
+			return maybe[by] > takes[by]
+		}
+		return false
+	})
 }
 
 // evidence is when a read had shown that an object has a place, if there is only
