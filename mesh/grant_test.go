@@ -159,7 +159,7 @@ func checkGranted(t *rapid.T, s State, node Node, carried []string, v View) {
 func TestBothEndsOfAGrantAgree(t *testing.T) {
 	t.Parallel()
 	pairs, errors := 0, 0
-	rapid.Check(t, func(t *rapid.T) {
+	agree := func(t *rapid.T) {
 		s := drawState(t)
 		views, tunnels := map[string]View{}, map[string]peers.Config{}
 		for name := range s.Hosts.All() {
@@ -209,10 +209,15 @@ func TestBothEndsOfAGrantAgree(t *testing.T) {
 				}
 			}
 		}
-	})
-	if pairs == 0 || errors == 0 {
-		t.Error("no grant had two ends: this proves nothing")
 	}
+	// Of a hundred states one in fifteen times none has a grant whose hosts have something
+	// to say themselves.
+	for range 10 {
+		if rapid.Check(t, agree); pairs > 0 && errors > 0 {
+			return
+		}
+	}
+	t.Error("no grant had two ends: this proves nothing")
 }
 
 // backByHand reports whether another grant lets through what g does, the other way.
