@@ -3,7 +3,6 @@ package e2e
 import (
 	"context"
 	"crypto/tls"
-	"flag"
 	"fmt"
 	"net"
 	"net/http"
@@ -11,7 +10,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -279,20 +277,7 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
-	moreAtOnce()
 	os.Exit(m.Run())
-}
-
-// moreAtOnce lets half as many tests more run at once as there are processors, unless
-// -parallel says how many: a scenario mostly waits. Twice as many would be quicker still,
-// but with the other packages' tests beside them deadlines would come near.
-func moreAtOnce() {
-	flag.Parse()
-	given := false
-	flag.Visit(func(f *flag.Flag) { given = given || f.Name == "test.parallel" })
-	if !given {
-		flag.Set("test.parallel", strconv.Itoa(max(2, runtime.GOMAXPROCS(0)*3/2)))
-	}
 }
 
 func holdDevice(spec string) error {
