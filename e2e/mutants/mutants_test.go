@@ -48,7 +48,7 @@ func TestPatchesApply(t *testing.T) {
 	}
 }
 
-// Some of the cheapest of them are noticed.
+// The cheapest of them are noticed.
 func TestCheapMutantsAreCaught(t *testing.T) {
 	needGit(t)
 	if testing.Short() {
@@ -65,7 +65,7 @@ func TestCheapMutantsAreCaught(t *testing.T) {
 	defer bed.close()
 	tried := 0
 	for _, p := range patches {
-		if tried == 2 || !slices.Equal(p.packages[0], []string{"./mesh"}) {
+		if !slices.Equal(p.packages[0], []string{"./mesh"}) {
 			continue
 		}
 		tried++

@@ -16,7 +16,7 @@ import (
 // about the same time: a first word that comes before the other end knows its sender is
 // lost, and of two that cross both are. WireGuard says the next one only 5 s later, and
 // two that have crossed once are likely to do so again. A peer that is removed and added
-// has a first word again. Only one end knocks: a laptop, and of two hosts see leads.
+// has a first word again. Only one end knocks: a laptop; which of two hosts, leads says.
 type knock struct {
 	peer  wgtypes.Key
 	first time.Duration // that the first word has; each one after it has twice as long as the one before
