@@ -7,7 +7,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -199,6 +201,89 @@ func TestCacheWritesAreCoalesced(t *testing.T) {
 	}
 	if left, _ := filepath.Glob(filepath.Join(dir, ".*")); len(left) > 0 {
 		t.Errorf("left over: %v", left)
+	}
+}
+
+// A disk that takes half a second for a write has the view of 1.5 s ago, not of the
+// last ten: an agent that is killed goes on from there.
+func TestSlowDiskStaysClose(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		const slow = 500 * time.Millisecond
+		var n news
+		wake := make(chan struct{}, 1)
+		var kept atomic.Pointer[version]
+		done := make(chan struct{})
+		ctx, cancel := context.WithCancel(t.Context())
+		go func() {
+			defer close(done)
+			keepView(ctx, dir, 10*time.Millisecond, wake, &n, func(v *version, err error) {
+				if err != nil {
+					t.Errorf("write: %v", err)
+				}
+				time.Sleep(slow)
+				kept.Store(v)
+			})
+		}()
+		v := versionOf(sampleView(t))
+		var step *mesh.Delta // the first one is another view as a whole
+		var said []mesh.Revision
+		for i := range 100 {
+			n.add(v, true, step)
+			said = append(said, v.head.Revision)
+			select {
+			case wake <- struct{}{}:
+			default:
+			}
+			time.Sleep(100 * time.Millisecond)
+			if old := i - 16; old >= 0 { // of 1.6 s ago
+				if k := kept.Load(); k == nil || earlier(k.head.Revision, said[old]) {
+					t.Errorf("at change %d the disk does not have change %d", i, old)
+					break
+				}
+			}
+			step = &mesh.Delta{Revision: mesh.Revision{Epoch: v.head.Revision.Epoch, Revision: v.head.Revision.Revision + 1}}
+			v = v.with(*step)
+		}
+		cancel()
+		<-done
+	})
+}
+
+// The disk is slow, and the view costs nothing to make: only the latter holds up the
+// next base. One that costs much is followed by changes, not by another base.
+func TestBasesRest(t *testing.T) {
+	k := &keeper{dir: t.TempDir(), rested: time.Now().Add(time.Hour)}
+	defer k.close()
+	v := versionOf(sampleView(t))
+	if err := k.keep(v, true, true, nil); err != nil { // there is none yet
+		t.Fatal(err)
+	}
+	if left := time.Until(k.rested); left > time.Minute {
+		t.Fatalf("the next base rests for %s", left)
+	}
+	grow := func() int {
+		d := mesh.Delta{Revision: v.head.Revision}
+		d.Revision.Revision++
+		for range 500 {
+			d.Removed = append(d.Removed, "records/acme/"+strings.Repeat("x", 300)+"/TXT")
+		}
+		v = v.with(d)
+		if err := k.keep(v, true, false, []mesh.Delta{d}); err != nil {
+			t.Fatal(err)
+		}
+		return k.size
+	}
+	k.rested = time.Now().Add(time.Hour)
+	if first, second := grow(), grow(); second <= first || first < leastLog {
+		t.Errorf("the log has %d, then %d bytes: another base was made", first, second)
+	}
+	k.rested = time.Now()
+	if size := grow(); size >= leastLog {
+		t.Errorf("the log has %d bytes, and no base was made", size)
+	}
+	if got, err := readCache(k.dir, v.head.Self); err != nil || got.view.Revision != v.head.Revision {
+		t.Errorf("on disk is %v, %v; want revision %s", got.view, err, v.head.Revision)
 	}
 }
 

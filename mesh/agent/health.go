@@ -30,7 +30,8 @@ func (h *host) watch(ctx context.Context, s *stay, r local.AttachRequest) {
 	if r.Held != nil && !s.record.Created.IsZero() {
 		start = s.record.Created
 	}
-	if r.Held != nil || s.coming {
+	earlier := r.Held != nil || s.coming
+	if earlier {
 		// It was running before this agent looked, or runs elsewhere and comes here.
 		before = verdictOf(h.ready.Load().follower.View(), s.key)
 	}
@@ -44,7 +45,7 @@ func (h *host) watch(ctx context.Context, s *stay, r local.AttachRequest) {
 			return conn, err
 		},
 	})
-	h.machines.watched(s, w)
+	h.machines.watched(s, w, earlier)
 	w.Run(ctx)
 }
 
@@ -73,10 +74,10 @@ func healthIn(v *mesh.View, key string) (mesh.Health, bool) {
 	return v.Health[i], true
 }
 
-// watched notes who looks at a machine.
-func (m *machines) watched(s *stay, w *check.Watch) {
+// watched notes who looks at a machine. earlier is whether its process ran before that.
+func (m *machines) watched(s *stay, w *check.Watch, earlier bool) {
 	m.mu.Lock()
-	s.watch = w
+	s.watch, s.earlier = w, earlier
 	m.mu.Unlock()
 	m.beat(s)
 }

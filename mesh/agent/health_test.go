@@ -23,8 +23,38 @@ func lookedAfter(t *testing.T, before check.Verdict) (*machines, *stay) {
 	s := &stay{key: "acme/web-a", pid: 7}
 	m.stays[s.key] = s
 	checks := []mesh.Check{{Kind: mesh.CheckExec, Command: "x"}}
-	m.watched(s, check.New(check.Config{Checks: checks, Start: time.Now(), Before: before, Changed: func() { m.beat(s) }}))
+	m.watched(s, check.New(check.Config{Checks: checks, Start: time.Now(), Before: before, Changed: func() { m.beat(s) }}), false)
 	return m, s
+}
+
+// The view on disk may be a little older than what the controllers say: a new agent
+// that has no verdict of its own yet does not gainsay them.
+func TestNewAgentDoesNotGainsay(t *testing.T) {
+	for name, tt := range map[string]struct {
+		earlier bool
+		health  []mesh.Health
+		in      bool
+		unsaid  int
+	}{
+		"it passes, and its process ran before":     {true, []mesh.Health{healthOf(true)}, true, 0},
+		"it fails, and its process ran before":      {true, []mesh.Health{healthOf(false)}, false, 0},
+		"nobody knows, and its process ran before":  {true, nil, false, 0},
+		"another process passed, this one is young": {false, []mesh.Health{healthOf(true)}, false, 1},
+	} {
+		m, s := lookedAfter(t, check.Unknown)
+		m.watched(s, s.watch, tt.earlier)
+		v := withHealth(t, mesh.StateStarted, tt.health...)
+		if got := inNames(t, m.mask(v)); got != tt.in {
+			t.Errorf("%s: it is in this host's names: %v", name, got)
+		}
+		if got := m.unreported(v); len(got) != tt.unsaid {
+			t.Errorf("%s: to report: %v", name, got)
+		}
+		told(t, m, s, "refused")
+		if inNames(t, m.mask(v)) {
+			t.Errorf("%s: it fails, and is in names", name)
+		}
+	}
 }
 
 // told has the machine say something as often as counts.

@@ -41,6 +41,13 @@ func (n *news) add(v *version, whole bool, step *mesh.Delta) {
 	}
 }
 
+// wholly reports whether there is something, and no steps lead to it.
+func (n *news) wholly() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.view != nil && n.anew
+}
+
 // take returns what there is and forgets it.
 func (n *news) take() (view *version, whole, anew bool, steps []mesh.Delta) {
 	n.mu.Lock()
@@ -58,7 +65,14 @@ type keeper struct {
 	size  int      // of the log
 	last  sum
 	names bool // the log's name is on the disk
+	// rested is when there may be another base, unless there is none: a base costs what
+	// the view is large, a change costs little.
+	rested time.Time
 }
+
+// baseShare is how many times as long as the last base took to make (not: to reach the
+// disk, which may be slow) the keeper waits before it makes the next one.
+const baseShare = 20
 
 // leastLog is how large a log may get beside a small base.
 const leastLog = 64 << 10
@@ -71,7 +85,7 @@ func (k *keeper) keep(v *version, whole, anew bool, steps []mesh.Delta) (err err
 			err = fmt.Errorf("keep the view in %s: %w", k.dir, err)
 		}
 	}()
-	if anew || !whole || k.log == nil || k.size > max(k.base/2, leastLog) {
+	if anew || !whole || k.log == nil || k.size > max(k.base/2, leastLog) && !time.Now().Before(k.rested) {
 		return k.rebase(v, whole)
 	}
 	return k.append(v, steps)
@@ -80,10 +94,12 @@ func (k *keeper) keep(v *version, whole, anew bool, steps []mesh.Delta) (err err
 // rebase writes a view as a whole, and takes the log of the one before away. The new
 // log is made with its first record.
 func (k *keeper) rebase(v *version, whole bool) error {
-	b, own, err := encodeBase(v.View(), whole, time.Now())
+	began := time.Now()
+	b, own, err := encodeBase(v.View(), whole, began)
 	if err != nil {
 		return err
 	}
+	k.rested = time.Now().Add(baseShare * time.Since(began))
 	k.close()
 	if err := enroll.WriteFile(filepath.Join(k.dir, cacheFile), b); err != nil {
 		return err
@@ -146,8 +162,9 @@ func syncDir(dir string) error {
 const keepAgain = 5 * time.Second
 
 // keepView writes the views that it is woken for, at once after a pause and otherwise
-// not more often than pace, until ctx ends; then once more if something is new. wrote
-// is told of each.
+// not more often than pace, until ctx ends; then once more if something is new. The disk
+// has half of the time for itself, however slow it is, so that what is on it is never
+// older than three writes take; bases rest longer. wrote is told of each.
 func keepView(ctx context.Context, dir string, pace time.Duration, wake <-chan struct{}, n *news, wrote func(*version, error)) {
 	k := &keeper{dir: dir}
 	defer k.close()
@@ -188,8 +205,16 @@ func keepView(ctx context.Context, dir string, pace time.Duration, wake <-chan s
 			return
 		case <-timer.C:
 		}
+		if n.wholly() {
+			select {
+			case <-ctx.Done():
+				write()
+				return
+			case <-time.After(time.Until(k.rested)):
+			}
+		}
 		began := time.Now()
 		write()
-		timer.Reset(max(pace, 20*time.Since(began))) // a large view costs little, too
+		timer.Reset(max(pace, time.Since(began)))
 	}
 }

@@ -85,8 +85,9 @@ type stay struct {
 	fate  fate
 	host  string // where it went, with fateMoved
 
-	watch  *check.Watch // nil: nobody looks at it
-	drains bool         // its process is about to end
+	watch   *check.Watch // nil: nobody looks at it
+	earlier bool         // its process ran before somebody looked: it may have passed
+	drains  bool         // its process is about to end
 }
 
 // registered reports whether it is known which record is the machine's. Until then it is

@@ -96,6 +96,11 @@ func (m *machines) correctionLocked(key string, w *wants) (c correction, has boo
 // a view say; nil: nothing.
 func (s *stay) better(r *mesh.Machine, said mesh.Health, known bool) (health *mesh.Health, record *mesh.Machine) {
 	is, watched := s.health()
+	if watched && s.earlier && is.Note == notPassed {
+		// The view on disk did not say, and the controllers do: it is theirs to say until
+		// it is known here.
+		watched = false
+	}
 	if watched && (known && said.Passing != is.Passing || !known && is.Note != notPassed) {
 		health = &is
 	}
