@@ -28,6 +28,7 @@ func (f *follower) Run(ctx context.Context) error {
 		defer close(done)
 		f.keepOnDisk(ctx)
 	}()
+	defer f.endTail()
 	defer func() { <-done }()
 	b := backoff{first: f.timing.Backoff, most: f.timing.MaxBackoff}
 	fenced := 0

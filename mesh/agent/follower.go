@@ -88,6 +88,7 @@ type follower struct {
 	news     news                    // for it
 	kept     atomic.Pointer[version] // that is on disk
 	written  signal
+	tail     *tail // what the disk does not have yet; nil: none is kept; of Run alone, and of load
 	// Set before load and Run, if wanted. confirm is called with the view whenever a
 	// controller stands by it, unless all that it says since the last time leaves the
 	// hosts as they were. names is called with each view that comes in force, before
@@ -131,13 +132,28 @@ func (f *follower) load() {
 		f.log.Error("the last view is not used", "err", err, "hint", mesh.HintOf(err))
 	}
 	if k.view == nil {
+		f.dropTail()
 		return
 	}
 	if k.dropped != "" {
 		f.log.Warn("the end of what is on disk is left out", "what", k.dropped)
 	}
+	behind := false
+	if f.tail != nil && k.whole {
+		v, saved := f.tail.after(k.view)
+		if behind = v != k.view; behind {
+			f.log.Info("the disk had not taken all that was in force", "rev", k.view.Revision.String())
+			k.view, k.saved = v, saved
+		}
+	}
+	if !behind {
+		f.dropTail()
+	}
 	f.log.Info("starting from the view on disk", "rev", k.view.Revision.String(), "saved", k.saved.Format(time.RFC3339), "peers", len(k.view.Hosts))
 	f.current.restore(k.view, k.whole)
+	if behind {
+		f.toDisk(f.current.effective, true, nil)
+	}
 	f.contacts.Store(&contact{last: k.saved, fromCache: true})
 	f.names(f.current.effective, nil)
 	f.view.Store(f.current.effective)
@@ -281,6 +297,7 @@ func (f *follower) publish(server string, now time.Time, age time.Duration) {
 		f.confirm(v.Hosts(), now)
 		return
 	}
+	f.keepTail(v, step)
 	f.names(v, step)
 	hosts := step == nil || changesHosts(*step)
 	if hosts {
@@ -288,7 +305,7 @@ func (f *follower) publish(server string, now time.Time, age time.Duration) {
 	}
 	f.view.Store(v)
 	if f.dir != "" {
-		f.news.add(v, v == f.current.told, step)
+		f.toDisk(v, v == f.current.told, step)
 	}
 	f.wake()
 	f.changed.fire()
@@ -299,9 +316,51 @@ func (f *follower) publish(server string, now time.Time, age time.Duration) {
 		f.streams.worked(server, v.View())
 		f.told = server
 	}
+}
+
+// toDisk has the view that comes in force written.
+func (f *follower) toDisk(v *version, whole bool, step *mesh.Delta) {
+	f.news.add(v, whole, step)
 	select {
 	case f.keep <- struct{}{}:
 	default:
+	}
+}
+
+// keepTail writes the step to v, which is not in force yet, to the tail.
+func (f *follower) keepTail(v *version, step *mesh.Delta) {
+	if f.tail == nil {
+		return
+	}
+	if v != f.current.told {
+		step = nil // it is more than what the controllers say
+	}
+	kept := mesh.Revision{}
+	if k := f.kept.Load(); k != nil {
+		kept = k.head.Revision
+	}
+	if err := f.tail.note(f.view.Load(), v, step, kept); err != nil {
+		f.log.Warn("after a kill this agent goes on from what its disk has, which may be a little older", "err", err)
+		f.tail.remove()
+		f.tail = nil
+	}
+}
+
+// dropTail removes what an earlier agent left.
+func (f *follower) dropTail() {
+	if f.tail != nil {
+		f.tail.remove()
+	}
+}
+
+// endTail removes the tail if the disk has all.
+func (f *follower) endTail() {
+	if f.tail == nil {
+		return
+	}
+	f.tail.close()
+	if f.kept.Load() == f.view.Load() {
+		f.tail.remove()
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -129,6 +130,9 @@ func (h *host) run(ctx context.Context, state *state, group *errgroup.Group) err
 		feed.add(v, step)
 	}
 	f.once = h.cfg.Disable[DisableReconnect]
+	if dir != "" {
+		f.tail = newTail(strings.TrimSuffix(h.cfg.Socket, ".sock")+tailSuffix, dir, m.node())
+	}
 	f.load()
 
 	h.machines, err = openMachines(&machines{

@@ -38,9 +38,10 @@ type sum [sha256.Size]byte
 
 // logged is one change of the view in force.
 type logged struct {
-	Saved  time.Time  `json:"saved"`
-	Format int        `json:"format"` // of the view after it
-	Delta  mesh.Delta `json:"delta"`
+	From   mesh.Revision `json:"from,omitzero"` // of the view before it; in a tail
+	Saved  time.Time     `json:"saved"`
+	Format int           `json:"format"` // of the view after it
+	Delta  mesh.Delta    `json:"delta"`
 }
 
 // logHeader begins the log of a base.
@@ -56,11 +57,16 @@ func appendLogged(b []byte, before sum, l logged) ([]byte, sum, error) {
 	if err != nil {
 		return b, before, err
 	}
+	b, after := appendRecord(b, before, body)
+	return b, after, nil
+}
+
+func appendRecord(b []byte, before sum, body []byte) ([]byte, sum) {
 	after := chained(before, body)
 	b = binary.BigEndian.AppendUint32(b, uint32(len(body)))
 	b = binary.BigEndian.AppendUint32(b, lengthCheck(before, uint32(len(body))))
 	b = append(b, after[:]...)
-	return append(b, body...), after, nil
+	return append(b, body...), after
 }
 
 func chained(before sum, body []byte) (after sum) {
