@@ -155,11 +155,14 @@ func drifts(mesh, own, ams, endpoint string) []drift {
 		}, want: []string{"link: name namespace weft"}},
 		{name: "ip link set name", breaks: true, do: run("ip", "link", "set", "weft0", "name", "other0"), want: []string{"link: name weft0 again"}},
 		{name: "machine's link named", breaks: true, do: func(d *drifted) { d.plane("ip", "link", "set", d.link, "name", "other1") }, want: []string{"link: name LINK again"}},
+		{name: "ip link set alias", do: run("ip", "link", "set", "weft0", "alias", "mine"), want: []string{"link: set alias \"weft device weft0\" on weft0"}},
+		{name: "machine's alias", do: func(d *drifted) { d.plane("ip", "link", "set", d.link, "alias", "") },
+			want: []string{"machine's link put right: set alias \"weft machine acme/web-fra1\" on LINK"}},
 		{name: "ip link set mtu", do: run("ip", "link", "set", "weft0", "mtu", "1300"), want: []string{"link: set mtu 1420 on weft0"}},
 		{name: "ip link set down", breaks: true, do: run("ip", "link", "set", "weft0", "down"), want: []string{"link: set weft0 up", "link: add route … dev weft0", "link: add route … dev weft0", "link: add route … dev weft0", "link: add route … dev weft0"}},
 		// The process that holds the userspace device ends with it, and another one is started.
 		{name: "ip link del", breaks: true, anew: true, do: run("ip", "link", "del", "weft0"), want: slices.Concat([]string{
-			"the device's process is lost, and another one is started", "WireGuard link made", "tunnel: set-device port=51820", "tunnel: add … endpoint=… +…", "tunnel: add … endpoint=… +…", "link: set weft0 up",
+			"the device's process is lost, and another one is started", "WireGuard link made", "tunnel: set-device port=51820", "tunnel: add … endpoint=… +…", "tunnel: add … endpoint=… +…", "link: set alias \"weft device weft0\" on weft0", "link: set weft0 up",
 		}, slices.Repeat([]string{"link: add route … dev weft0"}, 4))},
 		{name: "nft flush table", breaks: true, do: run("nft", "flush", "table", "inet", "weft"), want: []string{"firewall: replaced…"}},
 		{name: "nft flush ruleset", breaks: true, do: run("nft", "flush", "ruleset"), want: []string{"firewall: replacedthere was none"}},

@@ -61,6 +61,7 @@ func TestKernelBackend(t *testing.T) {
 
 	k.agentKilled()
 	k.agentEnded()
+	k.renamedMeanwhile()
 	k.drift()
 	k.linkDeleted()
 	for _, h := range w.Hosts {
@@ -189,6 +190,20 @@ func (k *kernelMesh) agentEnded() {
 		k.Fatal(err)
 	}
 	k.reaches(k.b)
+	if err := k.StartAgent(k.fra); err != nil {
+		k.Fatal(err)
+	}
+	k.foundAgain()
+	k.reaches(k.b, k.c)
+}
+
+// renamedMeanwhile: somebody gives the link another name while no agent runs. The next
+// one finds it, which holds the port.
+func (k *kernelMesh) renamedMeanwhile() {
+	if err := k.fra.Agent.Kill(); err != nil {
+		k.Fatal(err)
+	}
+	k.inPlane("sh", "-c", "ip link set weft0 down && ip link set weft0 name other0")
 	if err := k.StartAgent(k.fra); err != nil {
 		k.Fatal(err)
 	}

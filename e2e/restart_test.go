@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/weftmesh/weft/e2e/world"
+	"github.com/weftmesh/weft/mesh/agent/local"
 )
 
 // stream is 1,000 numbered packets a second from a machine on one host to one on
@@ -212,6 +213,7 @@ func TestAgentRestartLosesNothing(t *testing.T) {
 			t.Errorf("status says version %q, device %q; the device was started by %q", status.Version, status.Device, version)
 		}
 	}
+	renamedMeanwhile(t, w, h, s)
 	deviceKilled(t, w, h, s)
 	cleaned(t, w, h)
 }
@@ -233,6 +235,71 @@ func cleaned(t *testing.T, w *world.World, h *world.Host) {
 	if err = errors.Join(err, nsErr); err != nil || len(left) != 0 || strings.Contains(out, "weft") {
 		t.Errorf("after weft-agent clean: processes %v, namespaces %q, %v", left, out, err)
 	}
+}
+
+// renamedMeanwhile renames links while no agent runs: the next one gives them their
+// names back, and the machine stays what it was.
+func renamedMeanwhile(t *testing.T, w *world.World, h *world.Host, s *stream) {
+	t.Helper()
+	status, err := w.Status(t.Context(), h)
+	if err != nil || len(status.Machines) != 1 {
+		t.Fatalf("machines %+v, %v", status.Machines, err)
+	}
+	before := look(t, h)
+	if err := h.Agent.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	for i, name := range []string{"weft0", status.Machines[0].Link} {
+		if out, err := h.Run(t.Context(), "ip", "netns", "exec", "weft", "ip", "link", "set", name, "name", fmt.Sprint("other", i)); err != nil {
+			t.Fatal(out, err)
+		}
+	}
+	if err := w.StartAgent(h); err != nil {
+		t.Fatal(err)
+	}
+	agentUp(t, w, h)
+	s.flows(t, 10*time.Second)
+	now, err := w.Status(t.Context(), h)
+	if err != nil || len(now.Machines) != 1 || now.Machines[0].Address != status.Machines[0].Address || now.Machines[0].Link != status.Machines[0].Link {
+		t.Errorf("machines were %+v and are %+v, %v", status.Machines, now.Machines, err)
+	}
+	if told := strings.Count(h.Agent.Log(), " again\""); told != 2 {
+		t.Errorf("it told of %d names:\n%s", told, h.Agent.Log())
+	}
+	untouched(t, "agent killed, links renamed and agent started", before, look(t, h))
+	nameless(t, w, h, s, status.Machines[0])
+}
+
+// nameless takes a machine's link what it could be found by. The machine cannot be
+// attached then, and is not given up for that.
+func nameless(t *testing.T, w *world.World, h *world.Host, s *stream, m local.Attached) {
+	t.Helper()
+	rename := func(args ...string) {
+		t.Helper()
+		if out, err := h.Run(t.Context(), "ip", append([]string{"netns", "exec", "weft", "ip", "link", "set"}, args...)...); err != nil {
+			t.Fatal(out, err)
+		}
+	}
+	if err := h.Agent.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	rename(m.Link, "alias", "")
+	rename(m.Link, "name", "nobodys")
+	if err := w.StartAgent(h); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "two tries to attach it", 15*time.Second, func(context.Context) error {
+		if n := strings.Count(h.Agent.Log(), "machine not attached"); n < 2 {
+			return fmt.Errorf("%d tries", n)
+		}
+		return nil
+	})
+	if out := weft(t, w, "machine", "list", "--org", "acme"); !strings.Contains(out, m.Address.String()) {
+		t.Errorf("weft machine list does not have it any more:\n%s", out)
+	}
+	rename("nobodys", "name", m.Link)
+	agentUp(t, w, h)
+	s.flows(t, 10*time.Second)
 }
 
 // deviceKilled kills the process that holds the tunnels: its agent starts another

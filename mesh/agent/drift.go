@@ -5,11 +5,13 @@ import (
 	"errors"
 	"net/netip"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/weftmesh/weft/mesh/attach"
 	"github.com/weftmesh/weft/peers/link"
+	"github.com/weftmesh/weft/peers/netns"
 )
 
 // events is what the kernel has told of the data plane and the loop has not looked at
@@ -142,6 +144,53 @@ func (l *loop) rename(e link.Event, now time.Time) {
 	l.alarms.strike("link "+e.Link, now)
 }
 
+// Aliases of links: people see by them what a link is, and an agent finds by them those
+// that were renamed while none ran.
+const (
+	machineAlias = "weft machine " // and its key
+	deviceAlias  = "weft device "  // and the link's name
+)
+
+// alias is that of the device's link, "" where the namespace is not the mesh's own.
+func (c HostConfig) alias() string {
+	if c.Disable[DisableNamespace] {
+		return ""
+	}
+	return deviceAlias + c.Link
+}
+
+// nameByAlias is how a link of the plane is to be called, "" if it is nobody's that is
+// known.
+func (c HostConfig) nameByAlias(alias string) string {
+	if alias == c.alias() {
+		return c.Link
+	}
+	key, ok := strings.CutPrefix(alias, machineAlias)
+	if org, id, whole := strings.Cut(key, "/"); ok && whole {
+		return attach.LinkName(org, id)
+	}
+	return ""
+}
+
+// recall gives links their names back that were renamed while no agent ran.
+func (c HostConfig) recall() {
+	if c.Disable[DisableNamespace] {
+		return
+	}
+	ns, err := netns.Open(c.Namespace)
+	if err != nil {
+		return // there is none, or whoever needs it says so
+	}
+	defer ns.Close()
+	given, err := link.Recall(ns, c.nameByAlias)
+	for _, name := range given {
+		c.Log.Info("link", "change", "name "+name+" again")
+	}
+	if err != nil && !errors.Is(err, os.ErrPermission) {
+		c.Log.Warn("a link has lost its name", "err", err)
+	}
+}
+
 // strangeEvent says what of the system an event shows to be not as wanted: a machine's
 // link that is to be looked at, or another part; or neither.
 func (l *loop) strangeEvent(e link.Event) (machine, what string) {
@@ -167,7 +216,7 @@ func (l *loop) strangeEvent(e link.Event) (machine, what string) {
 		if e.Link == addressesOn && !e.Up {
 			return "", "link " + addressesOn
 		}
-		if e.Link == l.link && (e.Gone || !e.Up || e.MTU != l.mtuNow) {
+		if e.Link == l.link && (e.Gone || !e.Up || e.MTU != l.mtuNow || l.alias != "" && e.Alias != l.alias) {
 			return "", "link " + l.link
 		}
 	case link.AddressEvent:

@@ -62,6 +62,7 @@ func RunHost(ctx context.Context, cfg HostConfig) error {
 	if cfg.Backend, err = cfg.chooseBackend(); err != nil {
 		return err
 	}
+	cfg.recall()
 	if err := checkSystem(cfg.Backend == BackendUserspace, cfg.keptPort(), cfg.Socket); err != nil {
 		return err
 	}
@@ -148,7 +149,7 @@ func (h *host) run(ctx context.Context, state *state, group *errgroup.Group) err
 	h.ready.Store(&ready{f})
 	l := &loop{
 		system: h.plane, machines: h.machines, tunnels: tunnels{key: m.wireguard(), port: h.cfg.Port, later: func() { time.AfterFunc(retire, h.woken.fire) }, log: h.log}, link: h.cfg.Link,
-		probe: h.cfg.ProbePort, mtu: h.mtu, sizes: h.paths.known, contact: f.Contact, reach: f.Reach, differ: zone.differ, correct: zone.correct, feed: feed, alarms: alarms, events: heard, timing: h.cfg.Timing, log: h.log, noWall: h.cfg.Disable[DisableFirewall],
+		alias: h.cfg.alias(), probe: h.cfg.ProbePort, mtu: h.mtu, sizes: h.paths.known, contact: f.Contact, reach: f.Reach, differ: zone.differ, correct: zone.correct, feed: feed, alarms: alarms, events: heard, timing: h.cfg.Timing, log: h.log, noWall: h.cfg.Disable[DisableFirewall],
 		noClients: h.cfg.Disable[DisableClients],
 	}
 	group.Go(func() error { return f.Run(ctx) })

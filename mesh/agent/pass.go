@@ -113,6 +113,7 @@ type loop struct {
 	machines  *machines
 	tunnels   tunnels
 	link      string
+	alias     string // of link; "": none is wanted
 	probe     uint16
 	mtu       func(*mesh.View) int
 	sizes     func() *sizes // how large packets to each peer may be; nil: as large as the link's
@@ -239,7 +240,7 @@ const addressesOn = "lo"
 
 func (l *loop) routes(v *mesh.View) error {
 	c := link.Config{
-		Link: l.link, AddressesOn: addressesOn, MTU: l.mtuNow, Unreachable: v.Plan.Prefix(), Up: true,
+		Link: l.link, AddressesOn: addressesOn, Alias: l.alias, MTU: l.mtuNow, Unreachable: v.Plan.Prefix(), Up: true,
 	}
 	for _, a := range v.Addresses() {
 		c.Addresses = append(c.Addresses, link.Address{Prefix: a.Prefix, Deprecated: a.Anycast})

@@ -133,10 +133,15 @@ func (h *host) stay(w http.ResponseWriter, r *http.Request, request local.Attach
 	if ending(ctx) {
 		return nil // the machine lives on: its process comes back to the next agent
 	}
-	h.leave(s, over)
 	if err != nil && told == (local.Attached{}) {
+		if request.Held != nil && ctx.Err() == nil {
+			h.machines.drop(s) // it stays what it was, and its process tries again
+		} else {
+			h.leave(s, nil)
+		}
 		return err
 	}
+	h.leave(s, over)
 	if over != nil {
 		h.log.Info("machine's stay is over", "machine", s.key, "why", over.Message)
 		if err := tell(w, local.Notice{Over: over}); err != nil && ctx.Err() == nil {
@@ -155,7 +160,7 @@ func (h *host) attachLink(ctx context.Context, s *stay, ns *netns.Handle) (told 
 	}
 	// Whoever lives is known after a restart, even without a controller.
 	h.ready.Load().follower.awaitKept(ctx, func(v *mesh.View) bool { return holds(v, s.record) })
-	m := attach.Machine{Link: s.link, Alias: "weft machine " + s.key, Endpoint: s.record.Endpoint, MTU: mtu, Unrouted: s.coming}
+	m := attach.Machine{Link: s.link, Alias: machineAlias + s.key, Endpoint: s.record.Endpoint, MTU: mtu, Unrouted: s.coming}
 	if err := attach.Attach(h.plane.ns, ns, m); err != nil {
 		return told, err
 	}

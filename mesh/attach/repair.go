@@ -35,7 +35,11 @@ func Repair(plane *netns.Handle, m Machine) (changes []string, err error) {
 			changes = append(changes, what)
 		}
 	}
-	if l.Attrs().MTU != m.MTU {
+	if l.Attrs().Alias != m.Alias {
+		err = s.nl.LinkSetAlias(l, m.Alias)
+		did(fmt.Sprintf("set alias %q on %s", m.Alias, m.Link), err)
+	}
+	if err == nil && l.Attrs().MTU != m.MTU {
 		err = s.nl.LinkSetMTU(l, m.MTU)
 		did(fmt.Sprintf("set mtu %d on %s", m.MTU, m.Link), err)
 	}

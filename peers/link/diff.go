@@ -12,6 +12,7 @@ import (
 // State is what the kernel holds of the things that Set looks after.
 type State struct {
 	Missing     bool // there is no such link: MTU, Up, LinkLocal, Strays and Routes say nothing
+	Alias       string
 	MTU         int
 	Up          bool
 	LinkLocal   bool           // the kernel gives the link an address of its own when it comes up
@@ -34,6 +35,7 @@ const (
 	DropRule
 	AddUnreachable
 	NoLinkLocal // the link gets no address by itself
+	SetAlias
 	SetMTU
 	SetUp
 	SetAddress // new, or with another Deprecated
@@ -49,6 +51,7 @@ type Change struct {
 	Op         Op
 	Link       string       // not with AddUnreachable and DropUnreachable
 	Prefix     netip.Prefix // of an address or a route
+	Alias      string       // SetAlias
 	MTU        int          // SetMTU, AddRoute, ChangeRoute
 	Deprecated bool         // SetAddress
 	Source     netip.Addr   // AddRoute, ChangeRoute
@@ -73,6 +76,8 @@ func (c Change) String() string {
 		return fmt.Sprintf("add unreachable %s", c.Prefix)
 	case NoLinkLocal:
 		return fmt.Sprintf("set no link-local address on %s", c.Link)
+	case SetAlias:
+		return fmt.Sprintf("set alias %q on %s", c.Alias, c.Link)
 	case SetMTU:
 		return fmt.Sprintf("set%s on %s", mtu, c.Link)
 	case SetUp:
@@ -127,6 +132,9 @@ func diffLink(have State, want Config) []Change {
 	var out []Change
 	if have.LinkLocal {
 		out = append(out, Change{Op: NoLinkLocal, Link: want.Link})
+	}
+	if want.Alias != "" && have.Alias != want.Alias {
+		out = append(out, Change{Op: SetAlias, Link: want.Link, Alias: want.Alias})
 	}
 	if want.MTU != 0 && have.MTU != want.MTU {
 		out = append(out, Change{Op: SetMTU, Link: want.Link, MTU: want.MTU})

@@ -56,6 +56,9 @@ func TestDiff(t *testing.T) {
 		}, `
 			set address fd12:3456:789a:1::3/128 on lo
 			set address fd12:3456:789a:1:100:5:0:1/128 deprecated on lo`},
+		{"another alias", func(h *State, w *Config) { h.Alias, w.Alias = "other", "weft device weft0" }, `
+			set alias "weft device weft0" on weft0`},
+		{"the alias is left alone", func(h *State, _ *Config) { h.Alias = "other" }, ""},
 		{"a route's MTU", func(_ *State, w *Config) {
 			w.Routes = []Route{{Prefix: pfx("1:200:6::/96"), MTU: 1300}, {Prefix: pfx("1:200:7::/96"), MTU: 0}}
 		}, `
@@ -104,6 +107,8 @@ func model(s State, changes []Change) State {
 			s.Unreachable = drop(s.Unreachable, c.Prefix)
 		case NoLinkLocal:
 			s.LinkLocal = false
+		case SetAlias:
+			s.Alias = c.Alias
 		case SetMTU:
 			s.MTU = c.MTU
 		case SetUp:
@@ -153,6 +158,9 @@ func TestDiffLeadsThere(t *testing.T) {
 			Link: "weft0", AddressesOn: "lo", MTU: other.MTU, Up: other.Up, Unreachable: mesh(),
 			Addresses: other.Addresses, Routes: other.Routes,
 		}
+		if rapid.Bool().Draw(t, "alias") {
+			want.Alias = "mine"
+		}
 		if rapid.Bool().Draw(t, "keep mtu") {
 			want.MTU = 0
 		}
@@ -192,6 +200,7 @@ func TestSetRefuses(t *testing.T) {
 		{"host bits", Config{Link: "x", Unreachable: netip.MustParsePrefix("fd12::1/48")}, "without host bits"},
 		{"address outside", Config{Link: "x", Unreachable: mesh(), Addresses: []Address{{netip.MustParsePrefix("2001:db8::1/128"), false}}}, "outside the mesh's"},
 		{"route with host bits", Config{Link: "x", Unreachable: mesh(), Routes: []Route{{Prefix: pfx("1::1/64"), MTU: 0}}}, "without host bits"},
+		{"long alias", Config{Link: "x", Unreachable: mesh(), Alias: strings.Repeat("x", 256)}, "longer than 255 bytes"},
 		{"small MTU", Config{Link: "x", Unreachable: mesh(), MTU: 1279}, "at least 1280"},
 		{"small MTU of a route", Config{Link: "x", Unreachable: mesh(), Routes: []Route{{Prefix: pfx("1::/64"), MTU: 1000}}}, "at least 1280"},
 		{"nowhere for addresses", Config{Unreachable: mesh(), Addresses: []Address{{pfx("1::1/128"), false}}}, "no link to hold them"},

@@ -68,6 +68,7 @@ func (k *kernel) read(c Config) (State, error) {
 	}
 	if link != nil {
 		s.Missing = false
+		s.Alias = link.Attrs().Alias
 		s.MTU = link.Attrs().MTU
 		s.Up = link.Attrs().Flags&net.FlagUp != 0
 		if s.LinkLocal, err = k.makesLinkLocal(c.Link); err != nil {
@@ -198,6 +199,8 @@ func (k *kernel) change(link netlink.Link, c Change) error {
 		return k.plane.Do(func() error {
 			return netns.SetSysctl("net/ipv6/conf/"+c.Link+"/addr_gen_mode", "1")
 		})
+	case SetAlias:
+		return k.nl.LinkSetAlias(link, c.Alias)
 	case SetMTU:
 		return k.nl.LinkSetMTU(link, c.MTU)
 	case SetUp:

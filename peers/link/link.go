@@ -27,10 +27,14 @@ const unreachableMetric = 1 << 30
 // the link.
 const minMTU = 1280
 
+// maxAlias is the kernel's bound (IFALIASZ), without the zero at the end.
+const maxAlias = 255
+
 // Config is the whole of what Set looks after.
 type Config struct {
 	Link        string    // the WireGuard link; "" if there is none yet: its MTU, state and routes are left out
 	AddressesOn string    // link that holds Addresses: lo in a host's plane; "" means Link
+	Alias       string    // of Link, by which Recall finds it: at most 255 bytes; "" leaves it as it is
 	MTU         int       // bytes, at least 1280; 0 leaves it as it is
 	Addresses   []Address // in any order
 	Routes      []Route   // over Link, in any order
@@ -77,6 +81,8 @@ func (c Config) validate() error {
 		return errors.New("there are addresses but no link to hold them")
 	case len(c.Routes) > 0 && c.Link == "":
 		return errors.New("there are routes but no link")
+	case len(c.Alias) > maxAlias:
+		return fmt.Errorf("alias %q: longer than %d bytes", c.Alias, maxAlias)
 	case c.MTU != 0 && c.MTU < minMTU:
 		return fmt.Errorf("MTU %d: IPv6 needs at least %d", c.MTU, minMTU)
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -131,6 +132,45 @@ func TestHolderDown(t *testing.T) {
 	}
 	if diff := cmp.Diff(before, state(t, nl)); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// Links that got another name while nobody watched are found by their alias. What
+// another link is called by then, it stays.
+func TestRecall(t *testing.T) {
+	t.Parallel()
+	ns, nl := plane(t)
+	number := map[string]int{}
+	for _, name := range []string{"weft0", "m-a", "m-b", "stranger"} {
+		l := addLink(t, nl, name)
+		number[name] = l.Attrs().Index
+		check(t, nl.LinkSetAlias(l, "ours "+name))
+		check(t, nl.LinkSetDown(l))
+		if name != "m-b" {
+			check(t, nl.LinkSetName(l, "x-"+name))
+		}
+		check(t, nl.LinkSetUp(l))
+	}
+	another := addLink(t, nl, "m-c")
+	check(t, nl.LinkSetName(another, "m-a"))
+	number["m-a"] = another.Attrs().Index
+	name := func(alias string) string {
+		if name, ok := strings.CutPrefix(alias, "ours "); ok && name != "stranger" {
+			return name
+		}
+		return ""
+	}
+	for _, want := range [][]string{{"weft0"}, nil} {
+		if given, err := Recall(ns, name); err != nil || !slices.Equal(given, want) {
+			t.Errorf("given %v, %v; want %v", given, err, want)
+		}
+	}
+	number["x-stranger"] = number["stranger"]
+	delete(number, "stranger")
+	for name, index := range number {
+		if l, err := nl.LinkByName(name); err != nil || l.Attrs().Index != index || name == "weft0" && l.Attrs().Alias != "ours weft0" {
+			t.Errorf("%s is %+v, %v; want number %d", name, l, err, index)
+		}
 	}
 }
 

@@ -19,7 +19,7 @@ type EventKind uint8
 
 // The kinds of events.
 const (
-	LinkEvent    EventKind = iota // a link came, went, or is another one: MTU, Up
+	LinkEvent    EventKind = iota // a link came, went, or is another one: MTU, Up, Alias
 	AddressEvent                  // an IPv6 address: Prefix with the address's bits
 	RouteEvent                    // a route of IPv6's main table: Prefix, Protocol
 	RenameEvent                   // a link has another name now: Link is the one that it had
@@ -34,6 +34,7 @@ type Event struct {
 	Gone     bool   // it was removed; else it is new, or another one
 	Link     string // its name; "": a route over none
 	MTU      int
+	Alias    string
 	Up       bool
 	Prefix   netip.Prefix
 	Protocol int
@@ -108,16 +109,7 @@ func Rename(plane *netns.Handle, e Event) error {
 	if err != nil {
 		return fmt.Errorf("name link %s: %w", e.Link, err)
 	}
-	err = k.nl.LinkSetName(l, e.Link)
-	if errors.Is(err, unix.EBUSY) { // before Linux 6.2 only one that is down gets another name
-		if err = k.nl.LinkSetDown(l); err == nil {
-			err = errors.Join(k.nl.LinkSetName(l, e.Link), k.nl.LinkSetUp(l))
-		}
-	}
-	if err != nil {
-		return fmt.Errorf("name link %s: %w", e.Link, err)
-	}
-	return nil
+	return k.rename(l, e.Link)
 }
 
 // namesOf are the links that are there, by index.
@@ -181,6 +173,8 @@ func (e *Event) readLink(b []byte) bool {
 		switch {
 		case a.Type == unix.IFLA_IFNAME:
 			e.Link = string(bytes.TrimRight(a.Data, "\x00"))
+		case a.Type == unix.IFLA_IFALIAS:
+			e.Alias = string(bytes.TrimRight(a.Data, "\x00"))
 		case a.Type == unix.IFLA_MTU && len(a.Data) == 4:
 			e.MTU = int(binary.NativeEndian.Uint32(a.Data))
 		}
