@@ -327,43 +327,6 @@ func (f *follower) toDisk(v *version, whole bool, step *mesh.Delta) {
 	}
 }
 
-// keepTail writes the step to v, which is not in force yet, to the tail.
-func (f *follower) keepTail(v *version, step *mesh.Delta) {
-	if f.tail == nil {
-		return
-	}
-	if v != f.current.told {
-		step = nil // it is more than what the controllers say
-	}
-	kept := mesh.Revision{}
-	if k := f.kept.Load(); k != nil {
-		kept = k.head.Revision
-	}
-	if err := f.tail.note(f.view.Load(), v, step, kept); err != nil {
-		f.log.Warn("after a kill this agent goes on from what its disk has, which may be a little older", "err", err)
-		f.tail.remove()
-		f.tail = nil
-	}
-}
-
-// dropTail removes what an earlier agent left.
-func (f *follower) dropTail() {
-	if f.tail != nil {
-		f.tail.remove()
-	}
-}
-
-// endTail removes the tail if the disk has all.
-func (f *follower) endTail() {
-	if f.tail == nil {
-		return
-	}
-	f.tail.close()
-	if f.kept.Load() == f.view.Load() {
-		f.tail.remove()
-	}
-}
-
 // changesHosts reports whether a change is one of hosts, too.
 func changesHosts(d mesh.Delta) bool {
 	return d.Host != nil || d.Coordinate != nil || len(d.Hosts) > 0 ||
