@@ -147,10 +147,12 @@ func TestChecksOutliveTheAgent(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, world.Config{}, "fra1", "ams1")
 	ws := startWatchers(t, w)
-	checks := fastChecks("http:80/healthz")
+	// A look takes 0.7 s, and on a busy machine longer: no time is too long.
+	patient := func(check string) []string { return append(fastChecks(check), "--check-timeout", "5s") }
+	checks := patient("http:80/healthz")
 	good := startPatient(t, w, "fra1", "page", "good", "ok", checks...)
 	bad := startPatient(t, w, "fra1", "page", "bad", "ok", checks...)
-	job := runWith(t, w, "fra1", "job", "job", fastChecks("exec:sleep 0.7"), "sleep", "1000")
+	job := runWith(t, w, "fra1", "job", "job", patient("exec:sleep 0.7"), "sleep", "1000")
 	ws.see(t, "the first pass", turned, "page.internal", good.Machine, bad.Machine)
 	ws.see(t, "the command's first pass", turned, "job.internal", job)
 	bad.set(t, "broken")

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
@@ -37,6 +38,10 @@ func newStream(t *testing.T, w *world.World, from, to string) *stream {
 	if err != nil {
 		t.Fatal(err)
 	}
+	await(t, "the sender to begin", 5*time.Second, func(context.Context) error {
+		_, err := os.Stat(s.record)
+		return err
+	})
 	s.flows(t, 5*time.Second)
 	return s
 }

@@ -22,6 +22,9 @@ const (
 	numberMagic = 0x77656674
 	numberSize  = 12 // magic, number
 	linger      = time.Second
+	// mostAtOnce bounds what a sender that is late sends at once: a burst of more than a
+	// TUN takes (500) is lost in front of whoever is to be tested.
+	mostAtOnce = 2
 )
 
 // record is a file that lines are appended to, whole, by several goroutines.
@@ -119,7 +122,8 @@ func send(ctx context.Context, to string, first uint64, rate int, r *record, out
 	defer tick.Stop()
 	for n := uint64(0); ctx.Err() == nil; {
 		// As many as are due: a ticker leaves out what it is late for.
-		for due := uint64(time.Since(start).Seconds() * float64(rate)); n < due; n++ {
+		due := uint64(time.Since(start).Seconds() * float64(rate))
+		for due = min(due, n+max(mostAtOnce, uint64(rate/500))); n < due; n++ {
 			r.note("sent", first+n)
 			_, _ = c.WriteTo(appendNumber(nil, first+n), at) // refused is lost, too
 		}
